@@ -1,0 +1,14 @@
+//! What bytes mean.
+//!
+//! Owns every format that Hermes reads or writes: layer tars and their compression, chunks, the layer index, the merged
+//! tree, EROFS images, and the verification of bytes against their names. It does no I/O, knows no clock, and trusts
+//! nothing: every decoder treats its input as hostile, checks limits before it allocates, and never panics on input.
+//!
+//! Data flows: compressed stream -> [`inflate`](self) -> tar walk -> chunks and layer tree -> layer index;
+//! layer indexes of a chain -> merge -> [`tree`] -> EROFS image.
+
+pub mod ids;
+pub mod index;
+pub mod runs;
+pub mod tree;
+pub mod verify;

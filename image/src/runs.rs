@@ -1,0 +1,339 @@
+//! Sets of chunks as sorted, disjoint, non-adjacent runs.
+//!
+//! An image has 10^5 chunks, so presence, questions and answers are never lists of single chunks. The same type is the
+//! answer of the store ("what is here"), the have-map on the wire, and the unit in which `policy` thinks.
+
+use std::ops::Range;
+
+use thiserror::Error;
+
+use crate::ids::ChunkRange;
+
+/// Bytes that are no encoded set of runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum DecodeRunsError {
+    /// The bytes end inside a number.
+    #[error("run set ends inside a number")]
+    Truncated,
+    /// A run is empty, touches the one before it, or ends beyond the limit.
+    #[error("run set holds an empty, touching or overflowing run")]
+    Malformed,
+    /// More runs than the caller allows.
+    #[error("run set holds more than {limit} runs")]
+    TooMany {
+        /// The caller's limit.
+        limit: usize,
+    },
+}
+
+/// A set of chunk numbers as runs: sorted, disjoint, never empty, never adjacent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Runs {
+    runs: Vec<ChunkRange>,
+}
+
+impl Runs {
+    /// The empty set.
+    pub const fn new() -> Self {
+        Self { runs: Vec::new() }
+    }
+
+    /// One run. An empty range gives the empty set.
+    pub fn one(range: ChunkRange) -> Self {
+        let mut runs = Self::new();
+        runs.insert(range);
+        runs
+    }
+
+    /// Whether no chunk is in the set.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// Number of chunks in the set.
+    pub fn chunk_count(&self) -> u64 {
+        self.runs.iter().map(|run| u64::from(run.end - run.start)).sum()
+    }
+
+    /// Number of runs, which is what the set costs.
+    pub fn run_count(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// The runs in order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = ChunkRange> + ExactSizeIterator + '_ {
+        self.runs.iter().cloned()
+    }
+
+    /// The chunks in order.
+    pub fn chunks(&self) -> impl Iterator<Item = u32> + '_ {
+        self.runs.iter().cloned().flatten()
+    }
+
+    /// The first run, if any.
+    pub fn first(&self) -> Option<ChunkRange> {
+        self.runs.first().cloned()
+    }
+
+    /// Whether `chunk` is in the set.
+    pub fn contains(&self, chunk: u32) -> bool {
+        let after = self.runs.partition_point(|run| run.start <= chunk);
+        after > 0 && self.runs[after - 1].end > chunk
+    }
+
+    /// Whether all of `range` is in the set. True for an empty range.
+    pub fn contains_all(&self, range: ChunkRange) -> bool {
+        if range.is_empty() {
+            return true;
+        }
+        let after = self.runs.partition_point(|run| run.start <= range.start);
+        after > 0 && self.runs[after - 1].end >= range.end
+    }
+
+    /// The indices of the runs that overlap or touch `range`.
+    fn touching(&self, range: &ChunkRange) -> Range<usize> {
+        let first = self.runs.partition_point(|run| run.end < range.start);
+        let last = self.runs.partition_point(|run| run.start <= range.end);
+        first..last.max(first)
+    }
+
+    /// Adds `range`.
+    pub fn insert(&mut self, range: ChunkRange) {
+        if range.is_empty() {
+            return;
+        }
+        let touched = self.touching(&range);
+        let mut merged = range;
+        if !touched.is_empty() {
+            merged.start = merged.start.min(self.runs[touched.start].start);
+            merged.end = merged.end.max(self.runs[touched.end - 1].end);
+        }
+        self.runs.splice(touched, [merged]);
+    }
+
+    /// Takes `range` out.
+    pub fn remove(&mut self, range: ChunkRange) {
+        if range.is_empty() {
+            return;
+        }
+        let touched = self.touching(&range);
+        let mut left = Vec::new();
+        for run in &self.runs[touched.clone()] {
+            for part in [run.start..run.end.min(range.start), run.start.max(range.end)..run.end] {
+                if part.start < part.end {
+                    left.push(part);
+                }
+            }
+        }
+        self.runs.splice(touched, left);
+    }
+
+    /// Adds every chunk of `other`.
+    pub fn insert_all(&mut self, other: &Self) {
+        for run in other.iter() {
+            self.insert(run);
+        }
+    }
+
+    /// Takes every chunk of `other` out.
+    pub fn remove_all(&mut self, other: &Self) {
+        for run in other.iter() {
+            self.remove(run);
+        }
+    }
+
+    /// The chunks in both sets.
+    pub fn intersection(&self, other: &Self) -> Self {
+        let mut both = Vec::new();
+        let (mut a, mut b) = (0, 0);
+        while let (Some(x), Some(y)) = (self.runs.get(a), other.runs.get(b)) {
+            let part = x.start.max(y.start)..x.end.min(y.end);
+            if part.start < part.end {
+                both.push(part);
+            }
+            if x.end <= y.end { a += 1 } else { b += 1 }
+        }
+        Self { runs: both }
+    }
+
+    /// The chunks of `self` that are not in `other`.
+    pub fn difference(&self, other: &Self) -> Self {
+        let mut left = self.clone();
+        left.remove_all(other);
+        left
+    }
+
+    /// The chunks of `self` that lie in `range`.
+    pub fn within(&self, range: ChunkRange) -> Self {
+        self.intersection(&Self::one(range))
+    }
+
+    /// The first `count` chunks of the set.
+    pub fn take(&self, count: u32) -> Self {
+        let mut left = count;
+        let mut runs = Vec::new();
+        for run in &self.runs {
+            if left == 0 {
+                break;
+            }
+            let len = left.min(run.end - run.start);
+            runs.push(run.start..run.start + len);
+            left -= len;
+        }
+        Self { runs }
+    }
+
+    /// Appends the wire form: LEB128 numbers, first the number of runs, then for each run the gap from the end of the
+    /// run before it and its length.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.runs.len() as u64);
+        let mut at = 0;
+        for run in &self.runs {
+            put_varint(out, u64::from(run.start - at));
+            put_varint(out, u64::from(run.end - run.start));
+            at = run.end;
+        }
+    }
+
+    /// Reads the wire form from the front of `bytes` and moves `bytes` past it.
+    ///
+    /// # Errors
+    /// When the bytes are no canonical set, name a chunk at or above `chunk_limit`, or hold more than `run_limit` runs.
+    /// Nothing is allocated beyond `run_limit` runs, nor beyond what the bytes can hold.
+    pub fn decode(bytes: &mut &[u8], chunk_limit: u32, run_limit: usize) -> Result<Self, DecodeRunsError> {
+        let count = take_varint(bytes)?;
+        let limit = usize::try_from(count).ok().filter(|count| *count <= run_limit);
+        let Some(count) = limit else {
+            return Err(DecodeRunsError::TooMany { limit: run_limit });
+        };
+        if count > bytes.len() {
+            return Err(DecodeRunsError::Truncated);
+        }
+        let mut runs = Vec::with_capacity(count);
+        let mut at = 0_u64;
+        for index in 0..count {
+            let gap = take_varint(bytes)?;
+            let len = take_varint(bytes)?;
+            let start = at.checked_add(gap).ok_or(DecodeRunsError::Malformed)?;
+            let end = start.checked_add(len).ok_or(DecodeRunsError::Malformed)?;
+            if len == 0 || (gap == 0 && index > 0) || end > u64::from(chunk_limit) {
+                return Err(DecodeRunsError::Malformed);
+            }
+            // Both fit: `end` is at most `chunk_limit`, a u32.
+            runs.push(start as u32..end as u32);
+            at = end;
+        }
+        Ok(Self { runs })
+    }
+}
+
+impl FromIterator<ChunkRange> for Runs {
+    fn from_iter<T: IntoIterator<Item = ChunkRange>>(ranges: T) -> Self {
+        let mut runs = Self::new();
+        for range in ranges {
+            runs.insert(range);
+        }
+        runs
+    }
+}
+
+/// Appends `value` as LEB128: seven bits a byte, low bits first, the top bit set on all but the last byte.
+pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// Reads one LEB128 number from the front of `bytes` and moves `bytes` past it.
+///
+/// # Errors
+/// When the bytes end inside the number, or it does not fit 64 bits.
+pub fn take_varint(bytes: &mut &[u8]) -> Result<u64, DecodeRunsError> {
+    let mut value = 0_u64;
+    for shift in (0..64).step_by(7) {
+        let (first, rest) = bytes.split_first().ok_or(DecodeRunsError::Truncated)?;
+        *bytes = rest;
+        let part = u64::from(first & 0x7f);
+        if shift == 63 && part > 1 {
+            return Err(DecodeRunsError::Malformed);
+        }
+        value |= part << shift;
+        if first & 0x80 == 0 {
+            return Ok(value);
+        }
+    }
+    Err(DecodeRunsError::Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn set_of(runs: &Runs) -> BTreeSet<u32> {
+        runs.chunks().collect()
+    }
+
+    fn assert_canonical(runs: &Runs) {
+        let mut end = None;
+        for run in runs.iter() {
+            assert!(run.start < run.end);
+            assert!(end.is_none_or(|end| run.start > end), "adjacent or overlapping runs in {runs:?}");
+            end = Some(run.end);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_a_set(ops in proptest::collection::vec((any::<bool>(), 0_u32..60, 0_u32..20), 0..40),
+                              other in proptest::collection::vec((0_u32..60, 0_u32..20), 0..10), from in 0_u32..60, len in 0_u32..30) {
+            let mut runs = Runs::new();
+            let mut oracle = BTreeSet::new();
+            for (insert, start, len) in ops {
+                if insert {
+                    runs.insert(start..start + len);
+                    oracle.extend(start..start + len);
+                } else {
+                    runs.remove(start..start + len);
+                    oracle.retain(|chunk| !(start..start + len).contains(chunk));
+                }
+                assert_canonical(&runs);
+                prop_assert_eq!(&set_of(&runs), &oracle);
+            }
+            let other: Runs = other.into_iter().map(|(start, len)| start..start + len).collect();
+            prop_assert_eq!(set_of(&runs.intersection(&other)), oracle.intersection(&set_of(&other)).copied().collect());
+            prop_assert_eq!(set_of(&runs.difference(&other)), oracle.difference(&set_of(&other)).copied().collect());
+            prop_assert_eq!(runs.contains_all(from..from + len), (from..from + len).all(|chunk| oracle.contains(&chunk)));
+            prop_assert_eq!(runs.contains(from), oracle.contains(&from));
+            prop_assert_eq!(set_of(&runs.take(len)), oracle.iter().copied().take(len as usize).collect());
+            prop_assert_eq!(runs.chunk_count(), oracle.len() as u64);
+            let mut bytes = Vec::new();
+            runs.encode(&mut bytes);
+            let mut rest = bytes.as_slice();
+            prop_assert_eq!(Runs::decode(&mut rest, 1000, 100), Ok(runs));
+            prop_assert!(rest.is_empty());
+        }
+
+        #[test]
+        fn hostile_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok(runs) = Runs::decode(&mut bytes.as_slice(), 1000, 8) {
+                assert_canonical(&runs);
+                prop_assert!(runs.run_count() <= 8);
+            }
+        }
+    }
+
+    #[test]
+    fn limits_are_kept() {
+        let mut bytes = Vec::new();
+        Runs::from_iter([0..1, 2..3, 4..5]).encode(&mut bytes);
+        assert_eq!(Runs::decode(&mut bytes.as_slice(), 10, 2), Err(DecodeRunsError::TooMany { limit: 2 }));
+        assert_eq!(Runs::decode(&mut bytes.as_slice(), 4, 9), Err(DecodeRunsError::Malformed));
+        assert_eq!(Runs::decode(&mut &bytes[..3], 10, 9), Err(DecodeRunsError::Truncated));
+    }
+}
