@@ -122,9 +122,9 @@ impl ChainId {
     pub fn of(diff_ids: &[DiffId]) -> Option<Self> {
         use sha2::Digest as _;
         let (first, rest) = diff_ids.split_first()?;
-        let chain = rest.iter().fold(Self(first.0), |chain, diff_id| {
-            Self(sha2::Sha256::digest(format!("{chain} {diff_id}")).into())
-        });
+        let chain = rest
+            .iter()
+            .fold(Self(first.0), |chain, diff_id| Self(sha2::Sha256::digest(format!("{chain} {diff_id}")).into()));
         Some(chain)
     }
 }

@@ -249,7 +249,7 @@ pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 /// Reads one LEB128 number from the front of `bytes` and moves `bytes` past it.
 ///
 /// # Errors
-/// When the bytes end inside the number, or it does not fit 64 bits.
+/// When the bytes end inside the number, it does not fit 64 bits, or it has a shorter form.
 pub fn take_varint(bytes: &mut &[u8]) -> Result<u64, DecodeRunsError> {
     let mut value = 0_u64;
     for shift in (0..64).step_by(7) {
@@ -261,7 +261,8 @@ pub fn take_varint(bytes: &mut &[u8]) -> Result<u64, DecodeRunsError> {
         }
         value |= part << shift;
         if first & 0x80 == 0 {
-            return Ok(value);
+            // A last byte of zero adds nothing: the number has a shorter form, and every number has one form only.
+            return if *first == 0 && shift > 0 { Err(DecodeRunsError::Malformed) } else { Ok(value) };
         }
     }
     Err(DecodeRunsError::Malformed)
@@ -326,6 +327,18 @@ mod tests {
                 prop_assert!(runs.run_count() <= 8);
             }
         }
+    }
+
+    #[test]
+    fn a_number_has_one_form_only() {
+        for bytes in [&[0x80, 0x00][..], &[0x81, 0x00], &[0xff, 0x80, 0x00]] {
+            assert_eq!(take_varint(&mut &*bytes), Err(DecodeRunsError::Malformed), "{bytes:?}");
+        }
+        assert_eq!(take_varint(&mut &[0][..]), Ok(0));
+        assert_eq!(take_varint(&mut &[0x80, 0x01][..]), Ok(128));
+        // One run, of two chunks from 1, with a length in two bytes.
+        let long = [1, 1, 0x82, 0x00];
+        assert_eq!(Runs::decode(&mut &long[..], 10, 9), Err(DecodeRunsError::Malformed));
     }
 
     #[test]

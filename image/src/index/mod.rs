@@ -4,3 +4,6 @@
 //! table ([`seek`]) only by a node that reads the registry.
 
 pub mod chunks;
+pub mod seek;
+pub mod toc;
+pub mod wire;

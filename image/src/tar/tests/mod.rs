@@ -1,0 +1,3 @@
+mod gnu_tar;
+mod tree;
+mod walker;
