@@ -1,1 +1,21 @@
-//! placeholder
+//! What to do next.
+//!
+//! Owns every decision of a node about bytes that it lacks: whom to ask, in which order and how much at once, when to
+//! give up, when to ask again. It never does anything itself: it knows no clock, no sockets, no files, no tasks and
+//! no randomness of its own. A driver feeds it facts ([`event::Event`]), the time and a seeded random state, and carries
+//! out its requests ([`event::Action`]). The node daemon and the simulator drive the same code, and a recorded trace of
+//! events gives the same actions every time: all state is integers in ordered containers.
+//!
+//! Data flows: facts -> [`flight::Flight::handle`] -> requests. [`peers`] chooses among holders, [`readahead`] guesses
+//! what a reader wants next, [`class`] says what a failure means and [`limits`] bounds everything.
+
+pub mod class;
+pub mod event;
+pub mod evict;
+pub mod flight;
+pub mod geometry;
+pub mod limits;
+pub mod peers;
+pub mod readahead;
+pub mod rng;
+pub mod time;

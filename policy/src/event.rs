@@ -1,0 +1,371 @@
+//! The language between policy and its driver: facts in, requests out.
+//!
+//! What a driver must keep to:
+//! - Time never runs backwards, and [`Event::TimerFired`] comes at or after the time of the last [`Action::Arm`].
+//! - [`Event::Arrived`] is sent for every chunk that was verified and stored, whoever brought it and whether anybody
+//!   asked for it, and *before* the [`Event::AskEnded`] of the ask that brought it.
+//! - Every ask ends with one `AskEnded`, except after [`Action::Cancel`], when it may. Facts about asks, reads, peers
+//!   and layers that policy does not know change nothing.
+//! - Whoever promises and never delivers loses the promise: policy cancels an ask that shows no sign of life.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use hermes_image::ids::DiffId;
+use hermes_image::runs::Runs;
+
+use crate::class::{Class, ErrorClass};
+use crate::geometry::LayerGeometry;
+use crate::time::{Duration, Instant};
+
+/// A peer, by the driver's own number. A number is never given to another peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerNo(pub u32);
+
+/// A registry (or mirror), by the driver's own number. Layers of one registry share its limits and its `Retry-After`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OriginNo(pub u32);
+
+/// A read that waits, by the driver's own number. A number is never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReadId(pub u64);
+
+/// A question under way, by policy's number. A number is never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AskId(pub u64);
+
+/// Where chunks can come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// Another layer on this node.
+    Local,
+    /// A peer that has them.
+    Peer(PeerNo),
+    /// The layer's registry.
+    Origin,
+}
+
+/// How an ask ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// All that was asked for has arrived.
+    Done {
+        /// Bytes that came over the wire or from the disk; they calibrate the choice of peers.
+        bytes: u64,
+    },
+    /// It failed. What arrived before stays.
+    Failed {
+        /// What the failure means.
+        class: ErrorClass,
+        /// What the source said about when to come back.
+        retry_after: Option<Duration>,
+    },
+    /// The source is well but has too much to do.
+    Busy {
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// The source does not have these chunks (any more). Whatever else was asked for and did not come may be asked
+    /// for again.
+    Lacks {
+        /// The chunks.
+        chunks: Runs,
+    },
+}
+
+/// A fact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A layer may be read from now on.
+    LayerOpened {
+        /// The layer.
+        layer: DiffId,
+        /// Where its chunks and spans lie.
+        geometry: Arc<LayerGeometry>,
+        /// Chunks that are here.
+        present: Runs,
+        /// Chunks that another layer on this node holds now.
+        local: Runs,
+        /// Its registry; `None` when it has none at all.
+        origin: Option<OriginNo>,
+    },
+    /// The layer is no longer read. Its waiting reads fail and its asks are cancelled.
+    LayerClosed {
+        /// The layer.
+        layer: DiffId,
+    },
+    /// More is known about the layer's spans. The number of chunks stays as it was, else nothing changes.
+    GeometryChanged {
+        /// The layer.
+        layer: DiffId,
+        /// The geometry from now on.
+        geometry: Arc<LayerGeometry>,
+    },
+    /// The registry can (or cannot) be asked for this layer: reachability, credentials. Forgets what it refused.
+    OriginChanged {
+        /// The layer.
+        layer: DiffId,
+        /// Whether it can be asked.
+        usable: bool,
+    },
+    /// A connection to the peer stands.
+    PeerUp {
+        /// The peer.
+        peer: PeerNo,
+    },
+    /// The connection is gone, and with it all that is known of what the peer has. Its asks count as failed.
+    PeerDown {
+        /// The peer.
+        peer: PeerNo,
+    },
+    /// The peer also has these chunks: *extends* what is known. Less comes by [`Outcome::Lacks`] and `PeerDown`.
+    PeerHas {
+        /// The peer; unknown or banned ones are ignored.
+        peer: PeerNo,
+        /// The layer; unknown ones are ignored.
+        layer: DiffId,
+        /// The chunks; those beyond the layer are ignored.
+        chunks: Runs,
+    },
+    /// The search that [`Action::FindHolders`] asked for is over; what it found came as `PeerHas` before.
+    HoldersFound {
+        /// The layer.
+        layer: DiffId,
+    },
+    /// A read wants these chunks.
+    ReadNeeds {
+        /// Its name from now on.
+        read: ReadId,
+        /// The layer.
+        layer: DiffId,
+        /// The chunks. Those that are here already are not waited for.
+        chunks: Runs,
+        /// Why.
+        class: Class,
+        /// When to give up.
+        deadline: Instant,
+    },
+    /// A demand read was answered from chunks that are here. A hint for readahead: it may be dropped.
+    ReadHit {
+        /// The layer.
+        layer: DiffId,
+        /// The first chunk that it read.
+        first_chunk: u32,
+        /// The chunk after the last that it read.
+        end_chunk: u32,
+    },
+    /// Nobody waits for the read any more.
+    ReadCancelled {
+        /// The read.
+        read: ReadId,
+    },
+    /// Chunks were verified and stored.
+    Arrived {
+        /// The layer.
+        layer: DiffId,
+        /// The chunks.
+        chunks: Runs,
+    },
+    /// Chunks were verified and handed to the reads that wait for them, because the store has no room. They are not
+    /// here: a read that comes later needs them anew.
+    PassedThrough {
+        /// The layer.
+        layer: DiffId,
+        /// The chunks.
+        chunks: Runs,
+    },
+    /// Chunks were removed from the store.
+    Evicted {
+        /// The layer.
+        layer: DiffId,
+        /// The chunks.
+        chunks: Runs,
+    },
+    /// Another layer on this node holds these chunks now.
+    LocalHas {
+        /// The layer that could copy them.
+        layer: DiffId,
+        /// The chunks, in that layer's numbers.
+        chunks: Runs,
+    },
+    /// Bytes came for an ask: a sign of life.
+    AskProgress {
+        /// The ask.
+        ask: AskId,
+    },
+    /// An ask is over.
+    AskEnded {
+        /// The ask.
+        ask: AskId,
+        /// How.
+        outcome: Outcome,
+    },
+    /// The time of [`Action::Arm`] has come.
+    TimerFired,
+}
+
+/// A request to the driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Copy chunks from another layer on this node.
+    AskLocal {
+        /// The ask.
+        ask: AskId,
+        /// The layer that wants them.
+        layer: DiffId,
+        /// The chunks.
+        chunks: Runs,
+        /// Why.
+        class: Class,
+    },
+    /// Ask a peer for chunks.
+    AskPeer {
+        /// The ask.
+        ask: AskId,
+        /// The peer.
+        peer: PeerNo,
+        /// The layer.
+        layer: DiffId,
+        /// The chunks.
+        chunks: Runs,
+        /// Why.
+        class: Class,
+        /// Longest time without a byte, after which the driver ends the ask as transient.
+        timeout: Duration,
+    },
+    /// Read neighbouring spans from the registry in one request, and decode them. All chunks of the spans that are
+    /// not here yet are worth storing, whoever asked for them.
+    AskOrigin {
+        /// The ask.
+        ask: AskId,
+        /// The registry.
+        origin: OriginNo,
+        /// The layer.
+        layer: DiffId,
+        /// The spans.
+        spans: Range<u32>,
+        /// Why.
+        class: Class,
+        /// Longest time without a byte, after which the driver ends the ask as transient.
+        timeout: Duration,
+    },
+    /// Stop working on an ask. Nobody waits for it.
+    Cancel {
+        /// The ask.
+        ask: AskId,
+    },
+    /// All chunks of the read are here.
+    Deliver {
+        /// The read.
+        read: ReadId,
+    },
+    /// The read cannot be answered.
+    Fail {
+        /// The read.
+        read: ReadId,
+        /// Why.
+        cause: FailCause,
+    },
+    /// Search the swarm for holders of the layer; report them as `PeerHas`, then `HoldersFound`.
+    FindHolders {
+        /// The layer.
+        layer: DiffId,
+    },
+    /// The registry is needed, but the layer's spans are not known: get them, and report `GeometryChanged`.
+    FindSpans {
+        /// The layer.
+        layer: DiffId,
+    },
+    /// The peer sent wrong bytes: drop its connection, refuse it, report it.
+    Ban {
+        /// The peer.
+        peer: PeerNo,
+        /// Until when.
+        until: Instant,
+    },
+    /// Send `TimerFired` at this time. Replaces the earlier request.
+    Arm {
+        /// The time.
+        at: Instant,
+    },
+}
+
+/// Why a read ended without its chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailReason {
+    /// No source answered in time.
+    Deadline,
+    /// Every source has said for good that it will not or cannot give the chunks.
+    Refused,
+    /// Too many reads wait.
+    Overload,
+    /// The layer was closed.
+    Closed,
+    /// The layer is not open, or has no such chunk.
+    Unknown,
+}
+
+impl FailReason {
+    /// The metric label.
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::Deadline => "deadline",
+            Self::Refused => "refused",
+            Self::Overload => "overload",
+            Self::Closed => "closed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// How the layer's registry stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OriginStanding {
+    /// The layer has none.
+    Absent,
+    /// It cannot be asked now.
+    Unusable,
+    /// Its spans are not known yet.
+    SpansUnknown,
+    /// It rests after a failure.
+    Resting,
+    /// It refused the layer.
+    Refused,
+    /// It can be asked.
+    Ready,
+}
+
+/// Why a read failed, with what is known of each source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailCause {
+    /// Why it ended now.
+    pub reason: FailReason,
+    /// The last failure of each source of the layer that did not answer since, in order of sources; bounded by
+    /// [`crate::limits::Limits::troubles_per_layer`].
+    pub tried: Vec<(Source, ErrorClass)>,
+    /// How the registry stands.
+    pub origin: OriginStanding,
+    /// Peers that say they have chunks of the layer.
+    pub holders: usize,
+}
+
+/// What waits and what is under way, for `hermes status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Status {
+    /// Demand reads that wait.
+    pub waiting_demand: usize,
+    /// Prefetch reads that wait.
+    pub waiting_prefetch: usize,
+    /// Asks under way, by source.
+    pub asks_local: usize,
+    /// See `asks_local`.
+    pub asks_peer: usize,
+    /// See `asks_local`.
+    pub asks_origin: usize,
+    /// Peers that are connected.
+    pub peers_up: usize,
+    /// Peers that are banned.
+    pub peers_banned: usize,
+    /// Layers that are open.
+    pub layers: usize,
+}

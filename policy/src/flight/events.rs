@@ -1,0 +1,278 @@
+//! Facts and what they change in the table. Nothing is asked for here: that is the scheduler's work afterwards.
+
+use hermes_image::ids::DiffId;
+use hermes_image::runs::Runs;
+
+use super::shape::minus;
+use super::table::{Layer, Lookup, Read};
+use super::{Flight, Turn};
+use crate::class::Class;
+use crate::event::{Action, AskId, Event, FailReason, PeerNo, ReadId, Source};
+use crate::time::Instant;
+
+impl Flight {
+    pub(super) fn apply(&mut self, event: Event, turn: &mut Turn<'_>) {
+        match event {
+            Event::LayerOpened { layer, geometry, present, local, origin } => {
+                if !self.layers.contains_key(&layer) && self.layers.len() < self.limits.layers {
+                    self.layers.insert(layer, Layer::new(geometry, &present, &local, origin));
+                    if let Some(origin) = origin {
+                        self.origins.entry(origin).or_default().layers += 1;
+                    }
+                }
+            }
+            Event::LayerClosed { layer } => self.layer_closed(layer, turn),
+            Event::GeometryChanged { layer, geometry } => {
+                if let Some(record) = self.layers.get_mut(&layer)
+                    && record.geometry.chunk_count() == geometry.chunk_count()
+                {
+                    record.geometry = geometry;
+                    record.origin.spans_asked = None;
+                    self.dirty = true;
+                }
+            }
+            Event::OriginChanged { layer, usable } => self.origin_changed(layer, usable),
+            Event::PeerUp { peer } => self.peer_up(peer),
+            Event::PeerDown { peer } => {
+                self.forget_peer(peer, turn);
+                self.peers.down(peer, turn.now);
+            }
+            Event::PeerHas { peer, layer, chunks } => self.peer_has(peer, layer, &chunks),
+            Event::HoldersFound { layer } => {
+                if let Some(record) = self.layers.get_mut(&layer) {
+                    record.lookup = Lookup::Ended { at: turn.now };
+                    self.dirty = true;
+                }
+            }
+            Event::ReadNeeds { read, layer, chunks, class, deadline } => {
+                self.read_needs(read, layer, chunks, class, deadline, turn);
+            }
+            Event::ReadHit { layer, first_chunk, end_chunk } => {
+                self.read_ahead(layer, &Runs::one(first_chunk..end_chunk));
+            }
+            Event::ReadCancelled { read } => {
+                self.remove_read(read, turn);
+            }
+            Event::Arrived { layer, chunks } => {
+                if let Some(record) = self.layers.get_mut(&layer) {
+                    record.have.insert_all(&chunks.within(0..record.geometry.chunk_count()));
+                }
+                self.arrived(layer, &chunks, turn);
+            }
+            Event::PassedThrough { layer, chunks } => {
+                // What cannot be kept is not worth guessing.
+                if let Some(record) = self.layers.get_mut(&layer) {
+                    record.ahead = Runs::new();
+                }
+                self.arrived(layer, &chunks, turn);
+            }
+            Event::Evicted { layer, chunks } => self.evicted(layer, &chunks),
+            Event::LocalHas { layer, chunks } => {
+                if let Some(record) = self.layers.get_mut(&layer) {
+                    record.local.insert_all(&chunks.within(0..record.geometry.chunk_count()));
+                    self.dirty = true;
+                }
+            }
+            Event::AskProgress { ask } => {
+                if let Some(ask) = self.asks.get_mut(&ask) {
+                    ask.renew(turn.now);
+                }
+            }
+            Event::AskEnded { ask, outcome } => self.ask_ended(ask, outcome, turn),
+            Event::TimerFired => self.armed = None,
+        }
+    }
+
+    fn layer_closed(&mut self, layer: DiffId, turn: &mut Turn<'_>) {
+        let Some(record) = self.layers.get(&layer) else { return };
+        let (reads, asks) = (record.reads.all().clone(), record.asks.clone());
+        for read in reads {
+            self.fail_read(read, FailReason::Closed, turn);
+        }
+        for ask in asks {
+            self.cancel_ask(ask, turn);
+        }
+        self.ahead_layers.remove(&layer);
+        let origin = self.layers.remove(&layer).and_then(|record| record.origin.no);
+        if let Some(no) = origin
+            && let Some(record) = self.origins.get_mut(&no)
+        {
+            record.layers -= 1;
+            if record.layers == 0 {
+                self.origins.remove(&no);
+            }
+        }
+    }
+
+    fn origin_changed(&mut self, layer: DiffId, usable: bool) {
+        let Some(record) = self.layers.get_mut(&layer) else { return };
+        record.origin.usable = usable;
+        record.origin.refused_until = None;
+        record.origin.wrong_bytes = 0;
+        record.origin.spans_asked = None;
+        record.origin.backoff.succeed();
+        record.troubles.remove(&Source::Origin);
+        self.dirty = true;
+    }
+
+    fn peer_up(&mut self, peer: PeerNo) {
+        if !self.peers.up(peer, self.now, &self.limits) {
+            return;
+        }
+        // The newcomer may have what nobody had. A search that ended a moment ago is not repeated for each of many
+        // peers that come up together.
+        for record in self.layers.values_mut() {
+            if let Lookup::Ended { at } = record.lookup
+                && record.holders.is_empty()
+                && self.now >= at + self.limits.lookup_again
+            {
+                record.lookup = Lookup::Never;
+                record.search_is_worth_waiting = true;
+            }
+        }
+        self.dirty = true;
+    }
+
+    /// Ends all asks to a peer and forgets what it has.
+    pub(super) fn forget_peer(&mut self, peer: PeerNo, turn: &mut Turn<'_>) {
+        let asks: Vec<AskId> =
+            self.asks.iter().filter(|(_, ask)| ask.source == Source::Peer(peer)).map(|(id, _)| *id).collect();
+        for ask in asks {
+            self.cancel_ask(ask, turn);
+        }
+        for record in self.layers.values_mut() {
+            record.forget_peer(peer);
+        }
+        self.dirty = true;
+    }
+
+    fn peer_has(&mut self, peer: PeerNo, layer: DiffId, chunks: &Runs) {
+        if !self.peers.is_usable(peer, self.now) {
+            return;
+        }
+        let Some(record) = self.layers.get_mut(&layer) else { return };
+        if !record.holders.contains_key(&peer) && record.holders.len() >= self.limits.holders_per_layer {
+            return;
+        }
+        let all = 0..record.geometry.chunk_count();
+        let holder = record.holders.entry(peer).or_default();
+        holder.chunks.insert_all(&chunks.within(all));
+        if holder.chunks.run_count() > self.limits.runs_per_holder {
+            holder.chunks = holder.chunks.iter().take(self.limits.runs_per_holder).collect();
+        }
+        self.dirty = true;
+    }
+
+    fn read_needs(
+        &mut self,
+        id: ReadId,
+        layer: DiffId,
+        chunks: Runs,
+        class: Class,
+        deadline: Instant,
+        turn: &mut Turn<'_>,
+    ) {
+        if self.reads.get(id).is_some() {
+            return;
+        }
+        if class == Class::Demand {
+            self.read_ahead(layer, &chunks);
+        }
+        let beyond = chunks.iter().next_back().map_or(0, |run| run.end);
+        let record = self.layers.get(&layer).filter(|record| beyond <= record.geometry.chunk_count());
+        let refusal = match record {
+            None => Some(FailReason::Unknown),
+            Some(record) if minus(&chunks, &record.have).is_empty() => {
+                turn.out.push(Action::Deliver { read: id });
+                return;
+            }
+            Some(_) if deadline <= turn.now => Some(FailReason::Deadline),
+            Some(_) => self.make_room(class, turn),
+        };
+        if let Some(reason) = refusal {
+            turn.out.push(Action::Fail { read: id, cause: self.cause(layer, reason) });
+            return;
+        }
+        let Some(record) = self.layers.get_mut(&layer) else { return };
+        record.reads.insert(id, &chunks);
+        let missing = minus(&chunks, &record.have);
+        let read = Read { layer, needs: chunks, missing, class, since: turn.now, deadline, place: 0 };
+        self.reads.insert(id, read);
+        self.dirty = true;
+    }
+
+    /// Makes room for one more read: prefetch is shed first, the last one first.
+    fn make_room(&mut self, class: Class, turn: &mut Turn<'_>) -> Option<FailReason> {
+        let full = self.reads.len() >= self.limits.waiting_reads;
+        match class {
+            Class::Prefetch => (full || self.reads.prefetch_len() >= self.limits.waiting_prefetch_reads)
+                .then_some(FailReason::Overload),
+            Class::Demand if !full => None,
+            Class::Demand => match self.reads.last_prefetch() {
+                Some(last) => {
+                    self.fail_read(last, FailReason::Overload, turn);
+                    None
+                }
+                None => Some(FailReason::Overload),
+            },
+        }
+    }
+
+    fn read_ahead(&mut self, layer: DiffId, chunks: &Runs) {
+        let Some(record) = self.layers.get_mut(&layer) else { return };
+        let Some(run) = chunks.first().filter(|run| run.end <= record.geometry.chunk_count()) else { return };
+        let ahead = Runs::one(record.readahead.read(&run, &record.geometry, &self.limits)).difference(&record.have);
+        if !ahead.is_empty() {
+            record.ahead.insert_all(&ahead);
+            self.ahead_layers.insert(layer);
+            self.dirty = true;
+        }
+    }
+
+    /// Takes chunks that came off what reads wait for and asks were to bring.
+    fn arrived(&mut self, layer: DiffId, chunks: &Runs, turn: &mut Turn<'_>) {
+        let Some(record) = self.layers.get_mut(&layer) else { return };
+        let chunks = chunks.within(0..record.geometry.chunk_count());
+        record.ahead.remove_all(&chunks);
+        if record.ahead.is_empty() {
+            self.ahead_layers.remove(&layer);
+        }
+        for id in &record.asks {
+            let Some(ask) = self.asks.get_mut(id) else { continue };
+            let brought = ask.chunks.intersection(&chunks);
+            if !brought.is_empty() {
+                ask.chunks.remove_all(&brought);
+                record.leased.remove_all(&brought);
+                ask.renew(turn.now);
+            }
+        }
+        let mut complete = Vec::new();
+        for id in record.reads.near(&chunks) {
+            let Some(read) = self.reads.get_mut(id) else { continue };
+            read.missing.remove_all(&chunks);
+            if read.missing.is_empty() {
+                complete.push(id);
+            }
+        }
+        for id in complete {
+            if let Some(read) = self.reads.remove(id) {
+                record.reads.remove(id, &read.needs);
+            }
+            turn.out.push(Action::Deliver { read: id });
+        }
+    }
+
+    fn evicted(&mut self, layer: DiffId, chunks: &Runs) {
+        let Some(record) = self.layers.get_mut(&layer) else { return };
+        let gone = record.have.intersection(chunks);
+        record.have.remove_all(&gone);
+        for id in record.reads.near(&gone) {
+            let Some(read) = self.reads.get_mut(id) else { continue };
+            let again = read.needs.intersection(&gone);
+            if !again.is_empty() {
+                read.missing.insert_all(&again);
+                self.dirty = true;
+            }
+        }
+    }
+}

@@ -1,0 +1,479 @@
+//! Who is asked for what, now.
+//!
+//! One pass serves demand in order of arrival, then readahead, then prefetch in the order given, as long as sources
+//! have room. What cannot be asked yet leaves behind the time at which to look again; what needs no time leaves
+//! nothing, because the fact that frees it (an ask that ends, a peer that comes) starts a pass of its own.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use hermes_image::ids::{ChunkRange, DiffId};
+use hermes_image::runs::Runs;
+
+use super::shape::{cut_chunks, cut_spans, minus, reach};
+use super::sources::{OriginOffer, Survey};
+use super::table::Ask;
+use super::{Flight, Turn};
+use crate::class::Class;
+use crate::event::{Action, AskId, FailReason, OriginNo, PeerNo, ReadId, Source};
+use crate::time::Instant;
+
+/// Who wants chunks.
+#[derive(Debug, Clone, Copy)]
+struct Need {
+    layer: DiffId,
+    class: Class,
+    since: Instant,
+    /// The place of the read in its queue; readahead has none.
+    place: Option<u64>,
+}
+
+/// What a read can expect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prospect {
+    /// All of it was asked for, or will be.
+    Good,
+    /// Some of it can come from nowhere.
+    DeadEnd,
+}
+
+impl Flight {
+    pub(super) fn pump(&mut self, turn: &mut Turn<'_>) {
+        self.wake = None;
+        self.surveys.clear();
+        self.serve_demand(turn);
+        self.surveys.clear();
+        self.serve_ahead(turn);
+        self.serve_prefetch(turn);
+        self.surveys.clear();
+    }
+
+    fn serve_demand(&mut self, turn: &mut Turn<'_>) {
+        // Layers of which nothing can be asked. Their further reads came later, so that they have no reason to look
+        // again sooner than the one that found it out.
+        let mut exhausted: BTreeSet<DiffId> = BTreeSet::new();
+        let layers = self.reads.layer_count(Class::Demand);
+        let mut next = 0;
+        while let Some((place, id)) = self.reads.at_or_after(Class::Demand, next) {
+            next = place + 1;
+            if exhausted.len() == layers {
+                break;
+            }
+            if self.reads.get(id).is_none_or(|read| exhausted.contains(&read.layer)) {
+                continue;
+            }
+            let Some((need, wanted)) = self.wanted_by_demand(id, turn.now) else { continue };
+            if wanted.is_empty() {
+                continue;
+            }
+            if self.place(&need, wanted, turn) == Prospect::DeadEnd {
+                self.fail_read(id, FailReason::Refused, turn);
+                continue;
+            }
+            let patient = turn.now < need.since + self.limits.full_patience;
+            if self.is_exhausted(&need, patient, turn.now) {
+                exhausted.insert(need.layer);
+            }
+        }
+    }
+
+    fn serve_ahead(&mut self, turn: &mut Turn<'_>) {
+        let layers: Vec<DiffId> = self.ahead_layers.iter().copied().collect();
+        for layer in layers {
+            let Some(record) = self.layers.get(&layer) else { continue };
+            let wanted = record.ahead.difference(&record.leased);
+            let need = Need { layer, class: Class::Prefetch, since: turn.now, place: None };
+            if !wanted.is_empty() && self.place(&need, wanted, turn) == Prospect::DeadEnd {
+                if let Some(record) = self.layers.get_mut(&layer) {
+                    record.ahead = Runs::new();
+                }
+                self.ahead_layers.remove(&layer);
+            }
+        }
+    }
+
+    fn serve_prefetch(&mut self, turn: &mut Turn<'_>) {
+        // Layers of which nothing can be asked: their further reads need not be looked at.
+        let mut exhausted: BTreeSet<DiffId> = BTreeSet::new();
+        let layers = self.reads.layer_count(Class::Prefetch);
+        let mut next = 0;
+        while let Some((place, id)) = self.reads.at_or_after(Class::Prefetch, next) {
+            next = place + 1;
+            if exhausted.len() == layers {
+                break;
+            }
+            let Some(read) = self.reads.get(id).filter(|read| !exhausted.contains(&read.layer)) else { continue };
+            let Some(record) = self.layers.get(&read.layer) else { continue };
+            let need = Need { layer: read.layer, class: Class::Prefetch, since: read.since, place: Some(read.place) };
+            let wanted = minus(&read.missing, &record.leased);
+            if wanted.is_empty() {
+                continue;
+            }
+            if self.place(&need, wanted, turn) == Prospect::DeadEnd {
+                self.fail_read(id, FailReason::Refused, turn);
+                continue;
+            }
+            if self.is_exhausted(&need, true, turn.now) {
+                exhausted.insert(need.layer);
+            }
+        }
+    }
+
+    /// Whether no further read of the layer and class can be served in this pass, nor fails.
+    fn is_exhausted(&mut self, need: &Need, patient: bool, now: Instant) -> bool {
+        let survey = self.surveyed(need.layer, need.class, now);
+        survey.is_none_or(|survey| survey.is_exhausted(patient) && !survey.dead_end)
+    }
+
+    /// The chunks of `wanted` that none of `peers` has.
+    fn without_held(&self, layer: DiffId, wanted: &Runs, peers: impl Iterator<Item = PeerNo>) -> Runs {
+        let mut rest = wanted.clone();
+        let Some(record) = self.layers.get(&layer) else { return rest };
+        for holder in peers.filter_map(|peer| record.holders.get(&peer)) {
+            if rest.is_empty() {
+                break;
+            }
+            rest = minus(&rest, &holder.chunks);
+        }
+        rest
+    }
+
+    /// What a demand read wants to ask for: what nobody was asked for, and what is far away in a prefetch ask. What
+    /// such an ask will bring soon is joined: the ask now has to show the signs of life of a demand ask.
+    fn wanted_by_demand(&mut self, id: ReadId, now: Instant) -> Option<(Need, Runs)> {
+        let read = self.reads.get(id)?;
+        let record = self.layers.get(&read.layer)?;
+        let need = Need { layer: read.layer, class: Class::Demand, since: read.since, place: Some(read.place) };
+        let mut wanted = minus(&read.missing, &record.leased);
+        let mut look_again = None;
+        for id in &record.overtakable {
+            let Some(ask) = self.asks.get_mut(id) else { continue };
+            let mut far = ask.chunks.intersection(&read.missing);
+            let Some(head) = ask.chunks.first().filter(|_| !far.is_empty()) else { continue };
+            let patient_until = ask.sent + self.limits.join_wait;
+            if ask.first_sign.is_some() || now < patient_until {
+                let near_end = record.geometry.start_bytes(head.start).saturating_add(self.limits.join_bytes);
+                let near = head.start..record.geometry.chunk_at(near_end).max(head.start + 1);
+                let before = far.chunk_count();
+                far.remove(near);
+                if far.chunk_count() < before {
+                    let stall = self.limits.stall(ask.source, Class::Demand);
+                    ask.silence = ask.silence.min(stall + self.limits.lease_grace);
+                    ask.lease_until = ask.lease_until.min(now + ask.silence);
+                    if ask.first_sign.is_none() {
+                        look_again = Some(look_again.map_or(patient_until, |at: Instant| at.min(patient_until)));
+                    }
+                }
+            }
+            wanted.insert_all(&far);
+        }
+        if let Some(at) = look_again {
+            self.wake_at(at);
+        }
+        Some((need, wanted))
+    }
+
+    /// The survey of a layer, made anew after every ask.
+    fn surveyed(&mut self, layer: DiffId, class: Class, now: Instant) -> Option<Arc<Survey>> {
+        if let Some(survey) = self.surveys.get(&layer) {
+            return Some(Arc::clone(survey));
+        }
+        let survey = Arc::new(self.survey(layer, class, now)?);
+        self.surveys.insert(layer, Arc::clone(&survey));
+        Some(survey)
+    }
+
+    /// Asks for as much of `wanted` as sources have room for.
+    fn place(&mut self, need: &Need, mut wanted: Runs, turn: &mut Turn<'_>) -> Prospect {
+        while !wanted.is_empty() {
+            let Some(survey) = self.surveyed(need.layer, need.class, turn.now) else { return Prospect::Good };
+            if let Some(until) = survey.own_rest {
+                self.wake_at(until);
+                return Prospect::Good;
+            }
+            if let Some(asked) = self.place_local(need, &survey, &mut wanted, turn) {
+                wanted.remove_all(&asked);
+            } else if let Some((peer, chunks)) = self.pick_holder(need, &survey, &wanted, turn) {
+                wanted.remove_all(&chunks);
+                self.ask_peer(need, peer, chunks, turn);
+            } else {
+                self.leave_to_holders(need, &survey, &mut wanted, turn.now);
+                if wanted.is_empty() {
+                    return Prospect::Good;
+                }
+                if self.look_up(need.layer, turn) {
+                    self.surveys.remove(&need.layer);
+                    continue;
+                }
+                if let Some(until) = survey.lookup_until.filter(|until| *until > turn.now) {
+                    self.wake_at(until);
+                    // Somebody is known to have these, but rests: a reader has waited enough.
+                    let unknown = self.without_held(need.layer, &wanted, survey.resting.iter().copied());
+                    wanted.remove_all(&unknown);
+                    if wanted.is_empty() || need.class == Class::Prefetch {
+                        return Prospect::Good;
+                    }
+                }
+                match survey.origin {
+                    OriginOffer::Ready(no) => match self.ask_origin(need, no, &wanted, turn) {
+                        Some(leased) => wanted.remove_all(&leased),
+                        None => return Prospect::Good,
+                    },
+                    _ => return self.leave_waiting(need, &survey, &wanted, turn),
+                }
+            }
+        }
+        Prospect::Good
+    }
+
+    /// Nothing can be asked for `wanted` now: notes when to look again.
+    fn leave_waiting(&mut self, need: &Need, survey: &Survey, wanted: &Runs, turn: &mut Turn<'_>) -> Prospect {
+        match survey.origin {
+            OriginOffer::Resting(until) => self.wake_at(until),
+            OriginOffer::NeedsSpans => {
+                if let Some(record) = self.layers.get_mut(&need.layer) {
+                    record.origin.spans_asked = Some(turn.now);
+                    turn.out.push(Action::FindSpans { layer: need.layer });
+                }
+                self.surveys.remove(&need.layer);
+                self.wake_at(turn.now + self.limits.spans_wait);
+            }
+            OriginOffer::Ready(_) | OriginOffer::Later | OriginOffer::Gone => {}
+        }
+        if let Some(until) = survey.resting_until {
+            self.wake_at(until);
+        }
+        if let Some(at) = self.lookup_changes_at(need.layer, turn.now) {
+            self.wake_at(at);
+        }
+        let Some(record) = self.layers.get(&need.layer).filter(|_| survey.dead_end) else { return Prospect::Good };
+        let nowhere = self.without_held(need.layer, &minus(wanted, &record.leased), survey.later());
+        if nowhere.is_empty() { Prospect::Good } else { Prospect::DeadEnd }
+    }
+
+    /// Begins a local copy of what another layer has, if it may; else leaves it to wait for its turn: copies are quick.
+    fn place_local(&mut self, need: &Need, survey: &Survey, wanted: &mut Runs, turn: &mut Turn<'_>) -> Option<Runs> {
+        let record = self.layers.get(&need.layer).filter(|record| !record.local.is_empty())?;
+        let copies = wanted.intersection(&record.local);
+        if copies.is_empty() {
+            return None;
+        }
+        if !survey.local {
+            wanted.remove_all(&copies);
+            return None;
+        }
+        let size = self.limits.local_size.bytes(need.class);
+        let chunks = cut_chunks(&record.geometry, &copies, size, self.limits.runs_per_ask);
+        let (layer, class) = (need.layer, need.class);
+        let bytes = record.bytes(&chunks);
+        let ask = self.lease(need, Source::Local, None, chunks.clone(), bytes, turn);
+        turn.out.push(Action::AskLocal { ask, layer, chunks: chunks.clone(), class });
+        Some(chunks)
+    }
+
+    /// The best holder of the first wanted chunk that any ready holder has, and what to ask it for.
+    fn pick_holder(&self, need: &Need, survey: &Survey, wanted: &Runs, turn: &mut Turn<'_>) -> Option<(PeerNo, Runs)> {
+        let record = self.layers.get(&need.layer)?;
+        let limits = &self.limits;
+        let mut offers: Vec<(PeerNo, Runs)> = Vec::with_capacity(survey.ready.len());
+        for peer in &survey.ready {
+            let offer = record.holders.get(peer).map(|holder| wanted.intersection(&holder.chunks)).unwrap_or_default();
+            if !offer.is_empty() {
+                offers.push((*peer, offer));
+            }
+        }
+        let first = offers.iter().filter_map(|(_, offer)| offer.first()).map(|run| run.start).min()?;
+        let candidates: Vec<PeerNo> =
+            offers.iter().filter(|(_, offer)| offer.contains(first)).map(|(peer, _)| *peer).collect();
+        let size = limits.peer_size.bytes(need.class);
+        let peer = self.peers.choose(&candidates, size.min(record.bytes(wanted)), need.class, limits, turn.rng)?;
+        let (_, offer) = offers.into_iter().find(|(other, _)| *other == peer)?;
+        let mut chunks = cut_chunks(&record.geometry, &offer, size, limits.runs_per_ask);
+        // A short ask takes along what the next reads of its class want from the same peer.
+        let left = size.saturating_sub(record.bytes(&chunks));
+        if left > 0 && chunks == offer {
+            let holder = record.holders.get(&peer)?;
+            let mut more = self.gather(need, None).intersection(&holder.chunks);
+            more.remove_all(&chunks);
+            more.remove_all(&record.local);
+            let runs = limits.runs_per_ask.saturating_sub(chunks.run_count());
+            if runs > 0
+                && more.first().is_some_and(|run| record.geometry.len_bytes(&(run.start..run.start + 1)) <= left)
+            {
+                chunks.insert_all(&cut_chunks(&record.geometry, &more, left, runs));
+            }
+        }
+        Some((peer, chunks))
+    }
+
+    /// What the reads of the same class and layer behind this one want and nobody was asked for.
+    fn gather(&self, need: &Need, within: Option<&ChunkRange>) -> Runs {
+        let mut gathered = Runs::new();
+        let (Some(place), Some(record)) = (need.place, self.layers.get(&need.layer)) else { return gathered };
+        let behind = self.reads.queued_from(need.class, place + 1).take(self.limits.gather_reads);
+        for read in behind.filter(|read| read.layer == need.layer) {
+            for run in read.missing.iter() {
+                let within = within.unwrap_or(&run);
+                gathered.insert(run.start.max(within.start)..run.end.min(within.end));
+            }
+        }
+        minus(&gathered, &record.leased)
+    }
+
+    fn ask_peer(&mut self, need: &Need, peer: PeerNo, chunks: Runs, turn: &mut Turn<'_>) {
+        let (layer, class) = (need.layer, need.class);
+        let bytes = self.layers.get(&layer).map_or(0, |record| record.bytes(&chunks));
+        let timeout = self.limits.stall(Source::Peer(peer), class);
+        let ask = self.lease(need, Source::Peer(peer), None, chunks.clone(), bytes, turn);
+        turn.out.push(Action::AskPeer { ask, peer, layer, chunks, class, timeout });
+    }
+
+    /// Takes out of `wanted` what is better waited for: what holders have whose asks are all taken, or who said when
+    /// they will have time. Prefetch always waits for them; demand for so long.
+    fn leave_to_holders(&mut self, need: &Need, survey: &Survey, wanted: &mut Runs, now: Instant) {
+        let patient = need.class == Class::Prefetch;
+        let full_until = need.since + self.limits.full_patience;
+        if !survey.full.is_empty() && (patient || now < full_until) {
+            let rest = self.without_held(need.layer, wanted, survey.full.iter().copied());
+            if !patient && rest != *wanted {
+                self.wake_at(full_until);
+            }
+            *wanted = rest;
+        }
+        let busy_until = need.since + self.limits.busy_patience;
+        for (until, peer) in &survey.busy {
+            let rest = self.without_held(need.layer, wanted, std::iter::once(*peer));
+            if rest != *wanted {
+                self.wake_at(*until);
+                if patient || *until <= busy_until {
+                    *wanted = rest;
+                }
+            }
+        }
+    }
+
+    /// Asks the registry for the spans of the first wanted chunk and their neighbours. Gives the chunks that the ask
+    /// leases.
+    fn ask_origin(&mut self, need: &Need, no: OriginNo, wanted: &Runs, turn: &mut Turn<'_>) -> Option<Runs> {
+        let record = self.layers.get(&need.layer)?;
+        let size = self.limits.origin_size.bytes(need.class);
+        let within = reach(&record.geometry, wanted.first()?.start, size);
+        let mut targets = self.gather(need, Some(&within));
+        // What somebody else has is not read from the registry on the way.
+        for holder in record.holders.values() {
+            targets.remove_all(&holder.chunks);
+        }
+        targets.remove_all(&record.local);
+        targets.insert_all(&wanted.within(within));
+        let gap = self.limits.origin_gap.bytes(need.class);
+        let spans = cut_spans(&record.geometry, &targets, size, gap)?;
+        let mut chunks = Runs::one(record.geometry.span_chunks(&spans));
+        chunks = minus(&chunks, &record.have);
+        let mut leased = record.leased.within(record.geometry.span_chunks(&spans));
+        if need.class == Class::Demand {
+            for ask in record.overtakable.iter().filter_map(|id| self.asks.get(id)) {
+                leased.remove_all(&ask.chunks);
+            }
+        }
+        chunks.remove_all(&leased);
+        if chunks.intersection(wanted).is_empty() {
+            return None;
+        }
+        let read = record.geometry.span_bytes(&spans);
+        let (layer, class, timeout) = (need.layer, need.class, self.limits.stall(Source::Origin, need.class));
+        let ask = self.lease(need, Source::Origin, Some(no), chunks.clone(), read.end - read.start, turn);
+        turn.out.push(Action::AskOrigin { ask, origin: no, layer, spans, class, timeout });
+        Some(chunks)
+    }
+
+    /// Books a new ask, and moves to it the leases of the asks that it overtakes.
+    fn lease(
+        &mut self,
+        need: &Need,
+        source: Source,
+        origin: Option<OriginNo>,
+        chunks: Runs,
+        bytes: u64,
+        turn: &mut Turn<'_>,
+    ) -> AskId {
+        let (layer, class) = (need.layer, need.class);
+        let id = AskId(self.next_ask);
+        self.next_ask += 1;
+        self.overtake(layer, &chunks, turn);
+        self.surveys.clear();
+        self.total.add(class);
+        match source {
+            Source::Local => self.local.add(class),
+            Source::Peer(peer) => self.peers.asked(peer, class, bytes),
+            Source::Origin => {
+                if let Some(record) = origin.and_then(|no| self.origins.get_mut(&no)) {
+                    record.load.add(class);
+                }
+            }
+        }
+        let silence = self.limits.stall(source, class) + self.limits.lease_grace;
+        let mut whole_stream = false;
+        if let Some(record) = self.layers.get_mut(&layer) {
+            record.leased.insert_all(&chunks);
+            record.asks.insert(id);
+            whole_stream = source == Source::Origin && record.geometry.is_whole_stream();
+            if class == Class::Prefetch || whole_stream {
+                record.overtakable.insert(id);
+            }
+        }
+        let (sent, lease_until) = (turn.now, turn.now + silence);
+        let ask = Ask {
+            layer,
+            source,
+            origin,
+            class,
+            chunks,
+            bytes,
+            sent,
+            first_sign: None,
+            silence,
+            lease_until,
+            whole_stream,
+        };
+        self.asks.insert(id, ask);
+        id
+    }
+
+    /// Takes chunks out of the leases of other asks of the layer. An ask that has nothing left to bring is cancelled.
+    fn overtake(&mut self, layer: DiffId, chunks: &Runs, turn: &mut Turn<'_>) {
+        let Some(record) = self.layers.get_mut(&layer) else { return };
+        if record.leased.intersection(chunks).is_empty() {
+            return;
+        }
+        let mut empty = Vec::new();
+        for id in &record.asks {
+            let Some(ask) = self.asks.get_mut(id) else { continue };
+            let taken = ask.chunks.intersection(chunks);
+            if taken.is_empty() {
+                continue;
+            }
+            debug_assert!(ask.can_be_overtaken(), "{id:?} is demand and is not overtaken");
+            ask.chunks.remove_all(&taken);
+            record.leased.remove_all(&taken);
+            if ask.chunks.is_empty() {
+                empty.push(*id);
+            }
+        }
+        for ask in empty {
+            self.cancel_ask(ask, turn);
+        }
+    }
+
+    /// When the search for holders of a layer ends by itself or is due again.
+    fn lookup_changes_at(&self, layer: DiffId, now: Instant) -> Option<Instant> {
+        use super::table::Lookup;
+        let record = self.layers.get(&layer).filter(|_| self.peers.any_up(now))?;
+        let at = match record.lookup {
+            Lookup::Never => return None,
+            Lookup::Asked { at, .. } => at + self.limits.lookup_end,
+            Lookup::Ended { at } if record.holders.is_empty() => at + self.limits.lookup_negative,
+            Lookup::Ended { at } => at + self.limits.lookup_found,
+        };
+        (at > now).then_some(at)
+    }
+}

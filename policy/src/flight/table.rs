@@ -1,0 +1,294 @@
+//! The single-flight table: layers, the reads that wait, and the asks under way, which lease chunks.
+//!
+//! A chunk of a layer is in at most one of three states: here (`have`), leased to exactly one ask (`leased`), or
+//! neither. Reads never own asks: a read that ends leaves the ask to those that still wait, and an ask that ends leaves
+//! its chunks to be leased anew. So nobody waits on a promise that nobody keeps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use hermes_image::ids::DiffId;
+use hermes_image::runs::Runs;
+
+use crate::class::{Backoff, Class, ErrorClass};
+use crate::event::{AskId, FailCause, FailReason, OriginNo, OriginStanding, PeerNo, ReadId, Source};
+use crate::geometry::LayerGeometry;
+use crate::limits::{Limits, Load};
+use crate::readahead::Readahead;
+use crate::time::{Duration, Instant};
+
+use super::waiters::Waiters;
+
+/// A read that waits.
+#[derive(Debug, Clone)]
+pub(super) struct Read {
+    pub(super) layer: DiffId,
+    /// All that it wants, so that what is evicted while it waits is fetched again.
+    pub(super) needs: Runs,
+    /// What is not here yet; never empty.
+    pub(super) missing: Runs,
+    pub(super) class: Class,
+    pub(super) since: Instant,
+    pub(super) deadline: Instant,
+    /// Its place in the queue of its class.
+    pub(super) place: u64,
+}
+
+/// A question under way.
+#[derive(Debug, Clone)]
+pub(super) struct Ask {
+    pub(super) layer: DiffId,
+    pub(super) source: Source,
+    /// The origin's number, for asks to the origin.
+    pub(super) origin: Option<OriginNo>,
+    pub(super) class: Class,
+    /// The chunks that it leases: asked for and not here yet.
+    pub(super) chunks: Runs,
+    /// Bytes that were asked for, for the books of the source.
+    pub(super) bytes: u64,
+    pub(super) sent: Instant,
+    pub(super) first_sign: Option<Instant>,
+    /// Longest silence before the lease ends.
+    pub(super) silence: Duration,
+    pub(super) lease_until: Instant,
+    /// Whether it decodes the layer from its start, so that its far chunks come late whatever its class.
+    pub(super) whole_stream: bool,
+}
+
+impl Ask {
+    /// Notes a sign of life.
+    pub(super) fn renew(&mut self, now: Instant) {
+        self.first_sign.get_or_insert(now);
+        self.lease_until = now + self.silence;
+    }
+
+    /// Whether a demand read may take chunks out of this ask's lease.
+    pub(super) fn can_be_overtaken(&self) -> bool {
+        self.class == Class::Prefetch || self.whole_stream
+    }
+}
+
+/// What a peer has of a layer.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Holder {
+    pub(super) chunks: Runs,
+    /// The peer refuses us this layer until then.
+    pub(super) denied_until: Option<Instant>,
+}
+
+/// The search for holders of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lookup {
+    /// Nobody has searched.
+    Never,
+    /// A search is under way, and demand may wait for it or not.
+    Asked {
+        at: Instant,
+        demand_waits: bool,
+    },
+    Ended {
+        at: Instant,
+    },
+}
+
+/// How the layer's registry stands.
+#[derive(Debug, Clone, Default)]
+pub(super) struct OriginState {
+    pub(super) no: Option<OriginNo>,
+    pub(super) usable: bool,
+    pub(super) refused_until: Option<Instant>,
+    pub(super) backoff: Backoff,
+    /// Wrong bytes in a row.
+    pub(super) wrong_bytes: u32,
+    /// When the spans were asked for.
+    pub(super) spans_asked: Option<Instant>,
+}
+
+impl OriginState {
+    pub(super) fn is_refused(&self, now: Instant) -> bool {
+        self.refused_until.is_some_and(|until| until > now)
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Layer {
+    pub(super) geometry: Arc<LayerGeometry>,
+    pub(super) have: Runs,
+    /// Chunks that another local layer holds.
+    pub(super) local: Runs,
+    /// The chunks of all asks of this layer.
+    pub(super) leased: Runs,
+    pub(super) asks: BTreeSet<AskId>,
+    /// Those that can be overtaken.
+    pub(super) overtakable: BTreeSet<AskId>,
+    pub(super) reads: Waiters,
+    pub(super) holders: BTreeMap<PeerNo, Holder>,
+    pub(super) lookup: Lookup,
+    /// Demand waits for the next search: nobody has looked yet, or a new peer came. When a holder was lost, readers
+    /// have waited enough.
+    pub(super) search_is_worth_waiting: bool,
+    pub(super) origin: OriginState,
+    /// Failures of our own disk.
+    pub(super) own: Backoff,
+    pub(super) troubles: BTreeMap<Source, ErrorClass>,
+    pub(super) readahead: Readahead,
+    /// Chunks that readahead wants.
+    pub(super) ahead: Runs,
+}
+
+impl Layer {
+    pub(super) fn new(geometry: Arc<LayerGeometry>, present: &Runs, local: &Runs, origin: Option<OriginNo>) -> Self {
+        let all = 0..geometry.chunk_count();
+        Self {
+            have: present.within(all.clone()),
+            local: local.within(all),
+            geometry,
+            leased: Runs::new(),
+            asks: BTreeSet::new(),
+            overtakable: BTreeSet::new(),
+            reads: Waiters::default(),
+            holders: BTreeMap::new(),
+            lookup: Lookup::Never,
+            search_is_worth_waiting: true,
+            origin: OriginState { no: origin, usable: true, ..OriginState::default() },
+            own: Backoff::default(),
+            troubles: BTreeMap::new(),
+            readahead: Readahead::default(),
+            ahead: Runs::new(),
+        }
+    }
+
+    /// Logical bytes of a set of chunks.
+    pub(super) fn bytes(&self, chunks: &Runs) -> u64 {
+        chunks.iter().map(|run| self.geometry.len_bytes(&run)).sum()
+    }
+
+    /// Notes that a source failed, for the report of reads that fail.
+    pub(super) fn trouble(&mut self, source: Source, class: ErrorClass, limits: &Limits) {
+        if self.troubles.len() < limits.troubles_per_layer || self.troubles.contains_key(&source) {
+            self.troubles.insert(source, class);
+        }
+    }
+
+    /// Forgets all that is known of a peer.
+    pub(super) fn forget_peer(&mut self, peer: PeerNo) {
+        if self.holders.remove(&peer).is_some() {
+            self.search_is_worth_waiting = false;
+        }
+    }
+
+    pub(super) fn standing(&self, now: Instant) -> OriginStanding {
+        match &self.origin {
+            OriginState { no: None, .. } => OriginStanding::Absent,
+            origin if !origin.usable => OriginStanding::Unusable,
+            origin if origin.is_refused(now) => OriginStanding::Refused,
+            _ if self.geometry.span_count().is_none() => OriginStanding::SpansUnknown,
+            origin if origin.backoff.resting(now).is_some() => OriginStanding::Resting,
+            _ => OriginStanding::Ready,
+        }
+    }
+
+    pub(super) fn cause(&self, reason: FailReason, now: Instant) -> FailCause {
+        FailCause {
+            reason,
+            tried: self.troubles.iter().map(|(source, class)| (*source, *class)).collect(),
+            origin: self.standing(now),
+            holders: self.holders.values().filter(|holder| !holder.chunks.is_empty()).count(),
+        }
+    }
+}
+
+/// What the layers of one registry share.
+#[derive(Debug, Clone, Default)]
+pub(super) struct OriginRecord {
+    pub(super) load: Load,
+    /// What its `Retry-After` said.
+    pub(super) rest_until: Instant,
+    /// Open layers that use it.
+    pub(super) layers: usize,
+}
+
+/// The waiting reads, by name, by place in their queue, and by deadline.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Reads {
+    by_id: BTreeMap<ReadId, Read>,
+    queue: BTreeMap<(Class, u64), ReadId>,
+    deadlines: BTreeSet<(Instant, ReadId)>,
+    next_place: u64,
+    prefetch: usize,
+    /// Reads of each class and layer; never zero.
+    waiting_of: BTreeMap<(Class, DiffId), usize>,
+}
+
+impl Reads {
+    /// Puts a read at the end of the queue of its class.
+    pub(super) fn insert(&mut self, id: ReadId, mut read: Read) {
+        read.place = self.next_place;
+        self.next_place += 1;
+        self.prefetch += usize::from(read.class == Class::Prefetch);
+        *self.waiting_of.entry((read.class, read.layer)).or_default() += 1;
+        self.queue.insert((read.class, read.place), id);
+        self.deadlines.insert((read.deadline, id));
+        self.by_id.insert(id, read);
+    }
+
+    pub(super) fn remove(&mut self, id: ReadId) -> Option<Read> {
+        let read = self.by_id.remove(&id)?;
+        self.prefetch -= usize::from(read.class == Class::Prefetch);
+        if let Some(count) = self.waiting_of.get_mut(&(read.class, read.layer)) {
+            *count -= 1;
+            if *count == 0 {
+                self.waiting_of.remove(&(read.class, read.layer));
+            }
+        }
+        self.queue.remove(&(read.class, read.place));
+        self.deadlines.remove(&(read.deadline, id));
+        Some(read)
+    }
+
+    pub(super) fn get(&self, id: ReadId) -> Option<&Read> {
+        self.by_id.get(&id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: ReadId) -> Option<&mut Read> {
+        self.by_id.get_mut(&id)
+    }
+
+    /// The first read of `class` at or after `place`.
+    pub(super) fn at_or_after(&self, class: Class, place: u64) -> Option<(u64, ReadId)> {
+        self.queue.range((class, place)..=(class, u64::MAX)).next().map(|((_, place), id)| (*place, *id))
+    }
+
+    /// The reads of `class` at or after `place`, in order.
+    pub(super) fn queued_from(&self, class: Class, place: u64) -> impl Iterator<Item = &Read> {
+        let range: Range<_> = (class, place)..(class, u64::MAX);
+        self.queue.range(range).filter_map(|(_, id)| self.by_id.get(id))
+    }
+
+    /// The prefetch read that came last.
+    pub(super) fn last_prefetch(&self) -> Option<ReadId> {
+        self.queue.range((Class::Prefetch, 0)..).next_back().map(|(_, id)| *id)
+    }
+
+    pub(super) fn first_deadline(&self) -> Option<(Instant, ReadId)> {
+        self.deadlines.first().copied()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    pub(super) fn prefetch_len(&self) -> usize {
+        self.prefetch
+    }
+
+    /// Layers that reads of `class` wait for.
+    pub(super) fn layer_count(&self, class: Class) -> usize {
+        self.waiting_of.keys().filter(|(other, _)| *other == class).count()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ReadId, &Read)> {
+        self.by_id.iter().map(|(id, read)| (*id, read))
+    }
+}

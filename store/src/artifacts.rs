@@ -1,0 +1,138 @@
+//! Index artifacts and trees: immutable files named by their content.
+//!
+//! Written under a temporary name, synced, renamed, folder synced: under its own name an artifact is whole or not
+//! there. A crash leaves temporary files, which the next open removes. Every read checks the bytes against the name
+//! (BLAKE3 takes 0.3 ms a MB), and removes a file that fails, so that the next look says "absent" and it is fetched
+//! again.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use hermes_image::ids::ArtifactId;
+use hermes_image::verify::Verified;
+
+use crate::error::{FullCause, StoreError, no_space};
+use crate::map::map_artifact;
+use crate::shared::Shared;
+
+/// What temporary names begin with. No hexadecimal name does.
+pub(crate) const TEMPORARY_PREFIX: &str = ".tmp-";
+/// Artifacts of at least this many bytes are mapped, shorter ones read: a mapping costs a page table and two faults.
+const MAP_MIN_BYTES: u64 = 64 << 10;
+
+impl Shared {
+    pub(crate) fn artifact_path(&self, id: ArtifactId) -> PathBuf {
+        self.artifacts_dir().join(id.hex())
+    }
+
+    pub(crate) fn put_artifact(&self, bytes: &Verified<Bytes>) -> Result<ArtifactId, StoreError> {
+        let id = ArtifactId::of(bytes);
+        let path = self.artifact_path(id);
+        match self.artifact(id) {
+            Ok(Some(_)) => return Ok(id),
+            // Removed just now: these bytes take its place.
+            Ok(None) | Err(StoreError::DamagedArtifact { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let number = self.temporary_names.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.artifacts_dir().join(format!("{TEMPORARY_PREFIX}{}-{number}", std::process::id()));
+        write_whole(&temporary, bytes).and_then(|()| fs::rename(&temporary, &path)).map_err(|source| {
+            // It is only left over; the next open removes it if this cannot.
+            let _ = fs::remove_file(&temporary);
+            if no_space(&source) {
+                StoreError::Full { needed_bytes: bytes.len() as u64, cause: FullCause::Filesystem }
+            } else {
+                StoreError::io("write", &path)(source)
+            }
+        })?;
+        sync_dir(&self.artifacts_dir())?;
+        self.artifact_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.space.adjust(0, bytes.len() as u64);
+        Ok(id)
+    }
+
+    pub(crate) fn artifact(&self, id: ArtifactId) -> Result<Option<Bytes>, StoreError> {
+        let path = self.artifact_path(id);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StoreError::io("open", &path)(source)),
+        };
+        let bytes = read_whole(&file).map_err(StoreError::io("read", &path))?;
+        let len_bytes = bytes.len() as u64;
+        match Verified::artifact(id, bytes) {
+            Ok(bytes) => Ok(Some(bytes.into_inner())),
+            Err(_) => {
+                self.counters.damaged_artifacts.add(1);
+                self.remove_artifact_file(&path, len_bytes)?;
+                Err(StoreError::DamagedArtifact { id })
+            }
+        }
+    }
+
+    fn remove_artifact_file(&self, path: &Path, len_bytes: u64) -> Result<(), StoreError> {
+        match fs::remove_file(path) {
+            Ok(()) => {
+                self.space.adjust(len_bytes, 0);
+                let less = |total: u64| Some(total.saturating_sub(len_bytes));
+                // The closure always answers, so the update always happens.
+                let _ = self.artifact_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(StoreError::io("remove", path)(source)),
+        }
+    }
+
+    /// Removes every artifact that is not in `keep`; the bytes that came back.
+    pub(crate) fn remove_artifacts_but(
+        &self,
+        keep: &BTreeSet<ArtifactId>,
+        also: &dyn Fn(ArtifactId) -> bool,
+    ) -> Result<u64, StoreError> {
+        let dir = self.artifacts_dir();
+        let mut freed = 0;
+        for entry in fs::read_dir(&dir).map_err(StoreError::io("list", &dir))? {
+            let entry = entry.map_err(StoreError::io("list", &dir))?;
+            let Some(id) = artifact_of(&entry.file_name().to_string_lossy()) else { continue };
+            if keep.contains(&id) || also(id) {
+                continue;
+            }
+            let len_bytes = entry.metadata().map_err(StoreError::io("stat", &entry.path()))?.len();
+            self.remove_artifact_file(&entry.path(), len_bytes)?;
+            freed += len_bytes;
+        }
+        Ok(freed)
+    }
+}
+
+/// The artifact whose file has this name, if it is one.
+pub(crate) fn artifact_of(name: &str) -> Option<ArtifactId> {
+    format!("blake3:{name}").parse().ok()
+}
+
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn read_whole(file: &File) -> io::Result<Bytes> {
+    let len_bytes = file.metadata()?.len();
+    if len_bytes >= MAP_MIN_BYTES {
+        return map_artifact(file);
+    }
+    // Bounded by MAP_MIN_BYTES.
+    let mut bytes = Vec::with_capacity(len_bytes as usize);
+    file.take(MAP_MIN_BYTES).read_to_end(&mut bytes)?;
+    Ok(Bytes::from(bytes))
+}
+
+/// Makes names in `dir` durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(StoreError::io("sync", dir))
+}
