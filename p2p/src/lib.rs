@@ -1,1 +1,39 @@
-//! placeholder
+//! Bytes in motion.
+//!
+//! Owns the libp2p swarm of a node: its identity, its connections, the Kademlia DHT that finds holders of a layer, and
+//! the exchange protocol that moves chunks, index artifacts and signed statements between nodes. It never decides *what*
+//! to fetch, from whom or when (that is `policy`), never stores anything but the node's key, and never hands out a byte
+//! that was not checked against its name.
+//!
+//! ```text
+//!  Node (cheap clone) --commands--> owner task: swarm, DHT, dials, bans          one task, nothing heavy on it
+//!    |                                  |
+//!    |                                  +-- connection tasks (noise, yamux)      libp2p's own
+//!    +-- fetch, have, artifact ... --> exchange client --streams--> peer
+//!                                      exchange server <--streams-- peer, reads from `Content`
+//! ```
+//!
+//! The wire format is described byte by byte in `docs/protocol.md`.
+
+pub mod address;
+pub mod config;
+pub mod error;
+pub mod exchange;
+pub mod identity;
+pub mod node;
+
+mod behaviour;
+mod book;
+mod bootstrap;
+mod fresh_ports;
+mod lookup;
+mod publish;
+mod record_store;
+mod swarm;
+
+pub use address::PeerAddress;
+pub use config::{ClusterId, Discovery, DownloadLimits, NodeConfig, Transport, UploadLimits};
+pub use error::{ErrorClass, NodeError};
+pub use exchange::{Arrival, Class, Content, ExchangeError, Fetch, HaveNews, Watch};
+pub use libp2p::{Multiaddr, PeerId};
+pub use node::{Node, PeerEvent};

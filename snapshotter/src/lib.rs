@@ -1,1 +1,21 @@
-//! placeholder
+//! The node.
+//!
+//! Owns everything on a node that touches the world: FUSE and EROFS mounts, the registry, the tasks that fetch, and the
+//! daemon that puts the crates together. It decides nothing about chunks; `policy` does.
+//!
+//! Data flows: [`origin`] resolves an image -> [`artifacts`] finds its index -> [`node`] makes the tree and mounts it
+//! ([`mounts`]) -> [`fs`] answers the kernel -> [`fetch`] brings what is missing. [`control`] is how commands talk to
+//! the daemon, [`status`] what they learn.
+
+pub mod artifacts;
+pub mod config;
+pub mod content;
+pub mod control;
+pub mod fetch;
+pub mod fs;
+pub mod index_folder;
+pub mod indexing;
+pub mod mounts;
+pub mod node;
+pub mod origin;
+pub mod status;

@@ -1,0 +1,137 @@
+//! What can go wrong with the node itself, and the five classes that policy sees of every error.
+
+use std::io;
+
+use libp2p::swarm::DialError;
+use libp2p::{Multiaddr, PeerId};
+use thiserror::Error;
+
+use crate::address::AddressError;
+use crate::config::ConfigError;
+use crate::identity::IdentityError;
+
+/// All that policy needs to know of an error: what to do about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorClass {
+    /// May work later or elsewhere: back off, ask another holder.
+    Transient,
+    /// The peer broke the protocol or sent wrong bytes: ban it, ask another holder.
+    PeerFault,
+    /// The peer does not have it: ask another holder.
+    NotFound,
+    /// The peer has it and will not give it to this node.
+    Denied,
+    /// The fault is on this node: its configuration, its request, or that it is shutting down.
+    Local,
+}
+
+impl ErrorClass {
+    /// The metric label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Transient => "transient",
+            Self::PeerFault => "peer_fault",
+            Self::NotFound => "not_found",
+            Self::Denied => "denied",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// A node that could not start, or could not do what it was asked outside of an exchange.
+#[derive(Debug, Error)]
+pub enum NodeError {
+    /// The configuration contradicts itself.
+    #[error("the peer-to-peer configuration is not usable")]
+    Config(#[from] ConfigError),
+    /// The key on disk could not be read or made.
+    #[error("the identity of this node is not usable")]
+    Identity(#[from] IdentityError),
+    /// An address that cannot be dialled.
+    #[error("a peer address is not usable")]
+    Address(#[from] AddressError),
+    /// The transport refused its configuration.
+    #[error("the transport could not be built: {problem}")]
+    Transport {
+        /// What the transport said.
+        problem: String,
+    },
+    /// A listen address could not be bound.
+    #[error("cannot listen on {address}; is the port taken or the address not of this host?")]
+    Listen {
+        /// The address from the configuration.
+        address: Multiaddr,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Dialling failed.
+    #[error("cannot reach {target}")]
+    Dial {
+        /// The address or peer that was dialled.
+        target: String,
+        /// Why.
+        #[source]
+        source: Box<DialError>,
+    },
+    /// No address of the peer is known.
+    #[error("no address of peer {peer} is known; connect to it or find it through the DHT first")]
+    NoAddress {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// The peer is banned on this node.
+    #[error("peer {peer} is banned on this node")]
+    Banned {
+        /// The peer.
+        peer: PeerId,
+    },
+    /// No answer came in time.
+    #[error("{doing} took longer than its deadline")]
+    Timeout {
+        /// What was being done.
+        doing: &'static str,
+    },
+    /// A bounded table of this node is full.
+    #[error("this node already has {limit} {what}; raise the limit or withdraw some")]
+    Full {
+        /// Of what.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// The node is shutting down.
+    #[error("the node is shutting down")]
+    Closed,
+}
+
+impl NodeError {
+    /// What policy should make of it.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Config(_) | Self::Identity(_) | Self::Address(_) | Self::Transport { .. } | Self::Listen { .. } => {
+                ErrorClass::Local
+            }
+            Self::Full { .. } | Self::Closed => ErrorClass::Local,
+            Self::Dial { .. } | Self::NoAddress { .. } | Self::Timeout { .. } => ErrorClass::Transient,
+            Self::Banned { .. } => ErrorClass::PeerFault,
+        }
+    }
+
+    /// The metric label.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Config(_) => "config",
+            Self::Identity(_) => "identity",
+            Self::Address(_) => "address",
+            Self::Transport { .. } => "transport",
+            Self::Listen { .. } => "listen",
+            Self::Dial { .. } => "dial",
+            Self::NoAddress { .. } => "no_address",
+            Self::Banned { .. } => "banned",
+            Self::Timeout { .. } => "timeout",
+            Self::Full { .. } => "full",
+            Self::Closed => "closed",
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! What is asked.
+
+use hermes_image::ids::{ArtifactId, DiffId, Digest};
+use hermes_image::index::chunks::CHUNK_COUNT_MAX;
+use hermes_image::runs::Runs;
+
+use super::{Accept, Class, CodecError, GET_CHUNKS_MAX, MAGIC, Parts, REQUEST_LEN_MAX_BYTES, frame};
+
+const REQUEST_HELLO: u8 = 0x01;
+const REQUEST_HAVE: u8 = 0x02;
+const REQUEST_GET: u8 = 0x03;
+const REQUEST_ARTIFACT: u8 = 0x04;
+const REQUEST_STATEMENT: u8 = 0x05;
+const REQUEST_WATCH: u8 = 0x06;
+
+/// What the side that opened the stream says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// The first message of a stream.
+    Hello {
+        /// The version to speak.
+        version: u16,
+    },
+    /// Which chunks of a layer are there?
+    Have {
+        /// The layer.
+        layer: DiffId,
+        /// The chunk table that the answer is to be counted by.
+        table: ArtifactId,
+    },
+    /// Send these chunks, in order.
+    Get {
+        /// The layer.
+        layer: DiffId,
+        /// The chunk table that chunks are counted by.
+        table: ArtifactId,
+        /// How urgent.
+        class: Class,
+        /// Which encodings are welcome.
+        accept: Accept,
+        /// Which chunks; at least one, at most [`GET_CHUNKS_MAX`].
+        chunks: Runs,
+    },
+    /// Send a part of an index artifact.
+    Artifact {
+        /// Which.
+        id: ArtifactId,
+        /// Where to begin, in bytes.
+        offset: u64,
+        /// How many bytes at most.
+        len: u64,
+    },
+    /// Send the signed statement of an image.
+    Statement {
+        /// The image's manifest.
+        manifest: Digest,
+    },
+    /// Send the have-map of a layer, and then what it grows by. The last request of its stream.
+    Watch {
+        /// The layer.
+        layer: DiffId,
+        /// The chunk table that the answer is to be counted by.
+        table: ArtifactId,
+    },
+}
+
+impl Request {
+    /// The name of the message, for logs and errors.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Hello { .. } => "HELLO",
+            Self::Have { .. } => "HAVE",
+            Self::Get { .. } => "GET",
+            Self::Artifact { .. } => "ARTIFACT",
+            Self::Statement { .. } => "STATEMENT",
+            Self::Watch { .. } => "WATCH",
+        }
+    }
+
+    /// Appends the frame.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Hello { version } => frame(out, REQUEST_HELLO, |out| {
+                out.extend_from_slice(&MAGIC);
+                out.extend_from_slice(&version.to_le_bytes());
+            }),
+            Self::Have { layer, table } => frame(out, REQUEST_HAVE, |out| {
+                out.extend_from_slice(&layer.0);
+                out.extend_from_slice(&table.0);
+            }),
+            Self::Get { layer, table, class, accept, chunks } => frame(out, REQUEST_GET, |out| {
+                out.extend_from_slice(&layer.0);
+                out.extend_from_slice(&table.0);
+                out.push(match class {
+                    Class::Demand => 0,
+                    Class::Prefetch => 1,
+                });
+                out.push(match accept {
+                    Accept::Plain => 0,
+                    Accept::Zstd => 1,
+                });
+                chunks.encode(out);
+            }),
+            Self::Artifact { id, offset, len } => frame(out, REQUEST_ARTIFACT, |out| {
+                out.extend_from_slice(&id.0);
+                out.extend_from_slice(&offset.to_le_bytes());
+                out.extend_from_slice(&len.to_le_bytes());
+            }),
+            Self::Statement { manifest } => {
+                frame(out, REQUEST_STATEMENT, |out| out.extend_from_slice(&manifest.0));
+            }
+            Self::Watch { layer, table } => frame(out, REQUEST_WATCH, |out| {
+                out.extend_from_slice(&layer.0);
+                out.extend_from_slice(&table.0);
+            }),
+        }
+    }
+
+    /// Reads a frame without its length.
+    ///
+    /// # Errors
+    /// When the bytes are no request of this version.
+    pub fn decode(frame: &[u8]) -> Result<Self, CodecError> {
+        let too_short = CodecError::FrameLength { len_bytes: 0, limit_bytes: REQUEST_LEN_MAX_BYTES };
+        let (kind, bytes) = frame.split_first().ok_or(too_short)?;
+        match *kind {
+            REQUEST_HELLO => {
+                let mut parts = Parts { message: "HELLO", bytes };
+                if parts.take::<4>("magic")? != MAGIC {
+                    return parts.malformed("magic");
+                }
+                let version = u16::from_le_bytes(parts.take("version")?);
+                // What a later version says beyond this is for a later version to read.
+                Ok(Self::Hello { version })
+            }
+            REQUEST_HAVE => {
+                let mut parts = Parts { message: "HAVE", bytes };
+                let (layer, table) = (DiffId(parts.take("layer")?), ArtifactId(parts.take("table")?));
+                parts.end(Self::Have { layer, table })
+            }
+            REQUEST_GET => {
+                let mut parts = Parts { message: "GET", bytes };
+                let (layer, table) = (DiffId(parts.take("layer")?), ArtifactId(parts.take("table")?));
+                let class = match parts.byte("class")? {
+                    0 => Class::Demand,
+                    1 => Class::Prefetch,
+                    _ => return parts.malformed("class"),
+                };
+                let accept = match parts.byte("encodings")? {
+                    0 => Accept::Plain,
+                    1 => Accept::Zstd,
+                    _ => return parts.malformed("encodings"),
+                };
+                let chunks = parts.runs(CHUNK_COUNT_MAX, GET_CHUNKS_MAX as usize)?;
+                if !(1..=u64::from(GET_CHUNKS_MAX)).contains(&chunks.chunk_count()) {
+                    return parts.malformed("number of chunks");
+                }
+                parts.end(Self::Get { layer, table, class, accept, chunks })
+            }
+            REQUEST_ARTIFACT => {
+                let mut parts = Parts { message: "ARTIFACT", bytes };
+                let id = ArtifactId(parts.take("id")?);
+                let offset = u64::from_le_bytes(parts.take("offset")?);
+                let len = u64::from_le_bytes(parts.take("length")?);
+                parts.end(Self::Artifact { id, offset, len })
+            }
+            REQUEST_STATEMENT => {
+                let mut parts = Parts { message: "STATEMENT", bytes };
+                let manifest = Digest(parts.take("manifest")?);
+                parts.end(Self::Statement { manifest })
+            }
+            REQUEST_WATCH => {
+                let mut parts = Parts { message: "WATCH", bytes };
+                let (layer, table) = (DiffId(parts.take("layer")?), ArtifactId(parts.take("table")?));
+                parts.end(Self::Watch { layer, table })
+            }
+            other => Err(CodecError::UnknownType(other)),
+        }
+    }
+}

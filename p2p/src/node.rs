@@ -1,0 +1,325 @@
+//! A node of the swarm.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant as StdInstant};
+
+use bytes::Bytes;
+use hermes_image::ids::{ArtifactId, DiffId, Digest};
+use hermes_image::index::chunks::ChunkTable;
+use hermes_image::runs::Runs;
+use hermes_image::verify::Verified;
+use libp2p::{Multiaddr, PeerId};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use crate::address::PeerAddress;
+use crate::behaviour;
+use crate::config::NodeConfig;
+use crate::error::NodeError;
+use crate::exchange::client::Client;
+use crate::exchange::codec::Class;
+use crate::exchange::compress::Codecs;
+use crate::exchange::pool::Pool;
+use crate::exchange::progress::Progress;
+use crate::exchange::server::{self, Server};
+use crate::exchange::{Content, ExchangeError, Fetch, Watch};
+use crate::identity;
+use crate::swarm::{COMMANDS_MAX, Command, Owner, Shared, listen};
+
+/// How long [`Node::shutdown`] waits for tasks to end.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a command may take: dialling, or a lookup, with room for a busy host.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A peer has come or gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerEvent {
+    /// There is a connection to it now.
+    Up(PeerId),
+    /// The last connection to it is gone.
+    Down(PeerId),
+}
+
+/// A handle of a node. Clones are cheap and the same node. When the last one is dropped, the node ends.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    local: PeerId,
+    client: Arc<Client>,
+    progress: Arc<Progress>,
+    _end: DropGuard,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("local", &self.inner.local).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Starts a node that gives `content` to others, and returns when it listens. It looks for its configured peers from
+    /// then on.
+    ///
+    /// # Errors
+    /// When the configuration or the identity is not usable, or a listen address cannot be bound.
+    pub async fn start(config: NodeConfig, content: Arc<dyn Content>) -> Result<Self, NodeError> {
+        config.validate()?;
+        let path = config.identity_path.clone();
+        let key = tokio::task::spawn_blocking(move || identity::load_or_create(&path)).await;
+        let key = key.map_err(|_| NodeError::Closed)??;
+        let local = key.public().to_peer_id();
+
+        let mut swarm = behaviour::build(&config, key)?;
+        let mut control = swarm.behaviour().streams.new_control();
+        let protocol = behaviour::protocol_name(&config.cluster, "exchange");
+        // Before listening: a stream of a protocol that nobody accepts is refused.
+        let incoming = control.accept(protocol.clone());
+        let incoming = incoming.map_err(|_| NodeError::Transport { problem: "exchange is registered twice".into() })?;
+        let early = listen(&mut swarm, &config).await?;
+
+        let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        let shared = Arc::new(Shared::new());
+        let codecs = Arc::new(Codecs::default());
+        let progress = Arc::new(Progress::default());
+
+        let (queue, queued) = server::queue();
+        let stop = cancel.clone();
+        tasks.spawn(async move { stop.run_until_cancelled(server::accept(incoming, queue)).await });
+        let server = Server::new(content, Arc::clone(&codecs), Arc::clone(&progress), config.upload.clone());
+        tasks.spawn(server.run(queued, tasks.clone(), cancel.clone()));
+
+        let client = Arc::new(Client {
+            control,
+            protocol,
+            pool: Pool::new(config.download.clone()),
+            commands,
+            shared: Arc::clone(&shared),
+            codecs,
+            artifact_memory: Client::artifact_memory(&config.download),
+            limits: config.download.clone(),
+            tasks: tasks.clone(),
+            cancel: cancel.clone(),
+        });
+        tasks.spawn(tidy(Arc::clone(&client)));
+        tracing::info!(%local, cluster = %config.cluster, "node started");
+        let owner = Owner::new(swarm, config, shared, inbox, cancel.clone(), early);
+        tasks.spawn(owner.run());
+        tasks.close();
+        Ok(Self { inner: Arc::new(Inner { local, client, progress, _end: cancel.drop_guard() }) })
+    }
+
+    /// The name of this node.
+    pub fn local_peer_id(&self) -> PeerId {
+        self.inner.local
+    }
+
+    /// The addresses that this node listens on, without its own name.
+    pub fn listen_addresses(&self) -> Vec<Multiaddr> {
+        self.inner.client.shared.listen.read().clone()
+    }
+
+    /// The peers that this node is connected to.
+    pub fn peers(&self) -> Vec<PeerId> {
+        self.inner.client.shared.peers.read().iter().copied().collect()
+    }
+
+    /// News of peers from now on. A listener that is more than 256 behind loses the oldest and is told so.
+    pub fn events(&self) -> broadcast::Receiver<PeerEvent> {
+        self.inner.client.shared.events.subscribe()
+    }
+
+    /// Connects to an address, `/ip4/../tcp/..` with or without `/p2p/..`, and says who is there.
+    ///
+    /// Cancel safe: a connection that is on its way may still be made.
+    ///
+    /// # Errors
+    /// When nobody answers there, or somebody else than the address names.
+    pub async fn connect(&self, address: Multiaddr) -> Result<PeerId, NodeError> {
+        self.command("connecting", |reply| Command::Connect { address, reply }).await?
+    }
+
+    /// Connects to a peer as people write it, also by host name; the first address that answers counts.
+    ///
+    /// # Errors
+    /// When the name does not resolve, or none of its addresses answers.
+    pub async fn connect_to(&self, address: &PeerAddress) -> Result<PeerId, NodeError> {
+        let mut last = NodeError::Timeout { doing: "resolving" };
+        for address in address.resolve().await? {
+            match self.connect(address).await {
+                Ok(peer) => return Ok(peer),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Remembers that `peer` may be found at `address`, as a member list says. It is dialled when it is needed.
+    ///
+    /// # Errors
+    /// When the node is shutting down.
+    pub async fn learn(&self, peer: PeerId, address: Multiaddr) -> Result<(), NodeError> {
+        let commands = &self.inner.client.commands;
+        commands.send(Command::Learn { peer, address }).await.map_err(|_| NodeError::Closed)
+    }
+
+    /// Holders of `layer` that the DHT knows, at best effort, in no order, without this node. They may be gone, and there
+    /// may be others. Answers of the last seconds are remembered; callers that ask together share one lookup.
+    ///
+    /// # Errors
+    /// When the node is shutting down or already looks for too many layers.
+    pub async fn find_holders(&self, layer: DiffId) -> Result<Vec<PeerId>, NodeError> {
+        self.command("looking for holders", |reply| Command::FindHolders { layer, reply }).await.map_err(|error| {
+            // The owner task drops the reply when it refuses.
+            let refused = matches!(error, NodeError::Closed) && !self.inner.client.cancel.is_cancelled();
+            let limit = crate::lookup::FLIGHTS_MAX;
+            if refused { NodeError::Full { what: "lookups on their way", limit } } else { error }
+        })
+    }
+
+    /// Tells the DHT, now and again until [`Self::withdraw`], that this node has (some of) `layer`. Returns when it is
+    /// scheduled; others find it within a second or two.
+    ///
+    /// # Errors
+    /// When too many layers are announced, or the node is shutting down.
+    pub async fn provide(&self, layer: DiffId) -> Result<(), NodeError> {
+        self.command("announcing a layer", |reply| Command::Provide { layer, reply }).await?
+    }
+
+    /// Announces `layer` no longer. Others forget it when their record expires; until then they learn from the have-map
+    /// that it is gone.
+    ///
+    /// # Errors
+    /// When the node is shutting down.
+    pub async fn withdraw(&self, layer: DiffId) -> Result<(), NodeError> {
+        self.inner.client.commands.send(Command::Withdraw { layer }).await.map_err(|_| NodeError::Closed)
+    }
+
+    /// Closes all connections to `peer` and refuses new ones for `duration`.
+    ///
+    /// # Errors
+    /// When the node is shutting down.
+    pub async fn ban(&self, peer: PeerId, duration: Duration) -> Result<(), NodeError> {
+        // A century is as good as for ever, and no clock overflows.
+        let until = StdInstant::now() + duration.min(Duration::from_secs(3_155_760_000));
+        self.inner.client.pool.forget(&peer);
+        self.inner.client.commands.send(Command::Ban { peer, until }).await.map_err(|_| NodeError::Closed)
+    }
+
+    /// Says that chunks of `layer` have come, so that peers which watch it are told. Cheap when nobody does.
+    pub fn grown(&self, layer: DiffId) {
+        self.inner.progress.grown(layer);
+    }
+
+    /// Fetches `chunks` of the layer of `table` from `peer`. Each chunk is checked before it is handed out.
+    ///
+    /// Must be called within a tokio runtime. Dropping the result cancels the transfer.
+    pub fn fetch(&self, peer: PeerId, table: &ChunkTable, chunks: Runs, class: Class, deadline: Instant) -> Fetch {
+        Fetch::start(Arc::clone(&self.inner.client), peer, table.clone(), chunks, class, deadline)
+    }
+
+    /// What `peer` has of the layer of `table`. It may have more: maps in very many pieces are cut short.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// When the peer does not know the layer by this table, is busy, cannot be reached, or breaks the protocol.
+    pub async fn have(&self, peer: PeerId, table: &ChunkTable, deadline: Instant) -> Result<Runs, ExchangeError> {
+        let client = &self.inner.client;
+        client.while_open(client.have(peer, table, deadline)).await
+    }
+
+    /// What `peer` has of the layer of `table`, and then what it gets, until it has all of it.
+    ///
+    /// Must be called within a tokio runtime. Dropping the result ends the watch.
+    pub fn watch(&self, peer: PeerId, table: &ChunkTable) -> Watch {
+        Watch::start(Arc::clone(&self.inner.client), peer, table.clone())
+    }
+
+    /// The artifact `id` from `peer`, checked.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// When the peer does not have it, sends something else or too much, is busy, or cannot be reached.
+    pub async fn artifact(
+        &self,
+        peer: PeerId,
+        id: ArtifactId,
+        deadline: Instant,
+    ) -> Result<Verified<Bytes>, ExchangeError> {
+        let client = &self.inner.client;
+        client.while_open(client.artifact(peer, id, deadline)).await
+    }
+
+    /// Part of the index artifact `id` from `peer`, not checked against anything: the caller knows the part's name, as
+    /// with the windows of a seek table. Cancel safe.
+    ///
+    /// # Errors
+    /// When the peer does not have all of the part, or does not give it in time.
+    pub async fn artifact_range(
+        &self,
+        peer: PeerId,
+        id: ArtifactId,
+        range: std::ops::Range<u64>,
+        deadline: Instant,
+    ) -> Result<Bytes, ExchangeError> {
+        self.inner.client.artifact_range(peer, id, range, deadline).await
+    }
+
+    /// The signed statement of `manifest` from `peer`, at most 1 MiB. The signature is *not* checked here.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// When the peer does not have it, sends too much, is busy, or cannot be reached.
+    pub async fn statement(&self, peer: PeerId, manifest: Digest, deadline: Instant) -> Result<Bytes, ExchangeError> {
+        let client = &self.inner.client;
+        client.while_open(client.statement(peer, manifest, deadline)).await
+    }
+
+    /// Ends the node: every transfer fails with [`ExchangeError::Closed`], every connection is closed. Returns when all
+    /// tasks have ended, or after five seconds.
+    pub async fn shutdown(&self) {
+        let client = &self.inner.client;
+        client.cancel.cancel();
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, client.tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = client.tasks.len(), "tasks are still running after shutdown");
+        }
+    }
+
+    async fn command<T>(
+        &self,
+        doing: &'static str,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, NodeError> {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            self.inner.client.commands.send(command(reply)).await.map_err(|_| NodeError::Closed)?;
+            answer.await.map_err(|_| NodeError::Closed)
+        };
+        tokio::time::timeout(COMMAND_TIMEOUT, asked).await.map_err(|_| NodeError::Timeout { doing })?
+    }
+}
+
+/// Closes pooled streams that nobody uses or whose peer is gone.
+async fn tidy(client: Arc<Client>) {
+    let mut events = client.shared.events.subscribe();
+    let mut sweep = tokio::time::interval(client.pool.sweep_every());
+    loop {
+        tokio::select! {
+            () = client.cancel.cancelled() => return,
+            event = events.recv() => match event {
+                Ok(PeerEvent::Down(peer)) => client.pool.forget(&peer),
+                Ok(PeerEvent::Up(_)) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return,
+            },
+            now = sweep.tick() => client.pool.sweep(now),
+        }
+    }
+}

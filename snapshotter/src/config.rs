@@ -1,0 +1,129 @@
+//! What a node's daemon is told.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hermes_image::statement::PublicKey;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::status::Way;
+
+/// A setting that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{setting}: {reason}")]
+pub struct ConfigError {
+    /// The setting.
+    pub setting: &'static str,
+    /// What is wrong and what would be right.
+    pub reason: String,
+}
+
+/// A node's settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeConfig {
+    /// The folder for the store, the keys and the control socket.
+    pub state: PathBuf,
+    /// Where peers reach this node, as `host:port` or a multiaddress (port 0: any). Without it the node dials out only
+    /// as far as it knows peers, on a port of the kernel's choice on loopback.
+    pub listen: Option<String>,
+    /// Peers that are known from the start.
+    pub peers: Vec<String>,
+    /// The swarm that the node belongs to; nodes of different clusters do not understand each other.
+    pub cluster: String,
+    /// Folders of indexes to look in.
+    pub index_folders: Vec<PathBuf>,
+    /// Keys whose index statements are accepted, beside the node's own.
+    pub trusted_keys: Vec<String>,
+    /// Most bytes that the store may hold; no limit when absent.
+    pub store_budget_bytes: Option<u64>,
+    /// How long a read waits for a source, in milliseconds, before it fails with EIO.
+    pub read_deadline_ms: u64,
+    /// Show trees this way; the best that works when absent.
+    pub way: Option<Way>,
+    /// End when the last image is unmounted.
+    pub exit_when_unused: bool,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            state: PathBuf::from("/var/lib/hermes"),
+            listen: None,
+            peers: Vec::new(),
+            cluster: "default".to_owned(),
+            index_folders: Vec::new(),
+            trusted_keys: Vec::new(),
+            store_budget_bytes: None,
+            // Design, section 5.
+            read_deadline_ms: 60_000,
+            way: None,
+            exit_when_unused: false,
+        }
+    }
+}
+
+impl NodeConfig {
+    /// Checks what can be checked without touching anything.
+    ///
+    /// # Errors
+    /// With the first setting that cannot be.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let wrong = |setting, reason: &str| Err(ConfigError { setting, reason: reason.to_owned() });
+        if !self.state.is_absolute() {
+            return wrong("state", "give an absolute path");
+        }
+        if !(100..=3_600_000).contains(&self.read_deadline_ms) {
+            return wrong("read_deadline_ms", "give 100 (0.1 s) to 3600000 (an hour)");
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        if self.cluster.is_empty() || self.cluster.len() > 63 || !self.cluster.chars().all(plain) {
+            return wrong("cluster", "give 1 to 63 letters, digits and hyphens");
+        }
+        // A chunk, its neighbours of one span, and what is being decoded must fit at once.
+        if self.store_budget_bytes.is_some_and(|budget| budget < 16 << 20) {
+            return wrong("store_budget_bytes", "give at least 16 MiB");
+        }
+        self.public_keys().map(drop)
+    }
+
+    /// The trusted keys, parsed.
+    ///
+    /// # Errors
+    /// With the first that is none.
+    pub fn public_keys(&self) -> Result<Vec<PublicKey>, ConfigError> {
+        let parse = |text: &String| {
+            text.parse().map_err(|error| ConfigError { setting: "trusted_keys", reason: format!("{error}") })
+        };
+        self.trusted_keys.iter().map(parse).collect()
+    }
+
+    /// [`Self::read_deadline_ms`] as a duration.
+    pub fn read_deadline(&self) -> Duration {
+        Duration::from_millis(self.read_deadline_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid_and_nonsense_is_named() {
+        assert_eq!(NodeConfig::default().validate(), Ok(()));
+        type Change = fn(&mut NodeConfig);
+        let cases: [(Change, &str); 5] = [
+            (|config| config.state = PathBuf::from("relative"), "state"),
+            (|config| config.read_deadline_ms = 0, "read_deadline_ms"),
+            (|config| config.cluster = "a b".to_owned(), "cluster"),
+            (|config| config.store_budget_bytes = Some(1), "store_budget_bytes"),
+            (|config| config.trusted_keys = vec!["key".to_owned()], "trusted_keys"),
+        ];
+        for (change, setting) in cases {
+            let mut config = NodeConfig::default();
+            change(&mut config);
+            assert_eq!(config.validate().expect_err("refused").setting, setting);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What this node gives to peers: chunks that are present, index artifacts, signed statements.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hermes_image::ids::{ArtifactId, ChunkNo, DiffId, Digest};
+use hermes_image::runs::Runs;
+use hermes_image::verify::Verified;
+use hermes_p2p::Content;
+use hermes_store::Store;
+use parking_lot::RwLock;
+
+/// The store, as peers see it.
+#[derive(Debug)]
+pub struct NodeContent {
+    store: Arc<Store>,
+    statements: RwLock<BTreeMap<Digest, Bytes>>,
+}
+
+impl NodeContent {
+    /// Gives what `store` has.
+    pub fn new(store: Arc<Store>) -> Self {
+        Self { store, statements: RwLock::default() }
+    }
+
+    /// Gives `signed` to peers that ask about `manifest`.
+    pub fn add_statement(&self, manifest: Digest, signed: Vec<u8>) {
+        self.statements.write().insert(manifest, signed.into());
+    }
+
+    fn layer(&self, layer: DiffId, table: ArtifactId) -> Option<Arc<hermes_store::Layer>> {
+        let layer = self.store.open_layer(layer)?;
+        // Chunk numbers mean something only under the same table.
+        (layer.table().id() == table).then_some(layer)
+    }
+}
+
+impl Content for NodeContent {
+    fn have(&self, layer: DiffId, table: ArtifactId) -> Option<Runs> {
+        Some(self.layer(layer, table)?.present())
+    }
+
+    fn chunk(&self, layer: DiffId, table: ArtifactId, chunk: ChunkNo) -> io::Result<Option<Bytes>> {
+        let Some(layer) = self.layer(layer, table) else { return Ok(None) };
+        if chunk.0 >= layer.table().count() {
+            return Ok(None);
+        }
+        let bytes = layer.read_chunk(chunk).map_err(io::Error::other)?;
+        Ok(bytes.map(Verified::into_inner))
+    }
+
+    fn artifact(&self, id: ArtifactId) -> io::Result<Option<Bytes>> {
+        self.store.artifact(id).map_err(io::Error::other)
+    }
+
+    fn statement(&self, manifest: Digest) -> Option<Bytes> {
+        self.statements.read().get(&manifest).cloned()
+    }
+}

@@ -1,0 +1,361 @@
+//! Carrying out one ask: from another layer, from a peer, from the registry.
+//!
+//! An ask is a future that stores what it gets, reports it, and returns how it ended. It may be dropped at any await:
+//! what was stored stays, and nothing else is left behind. Decoding and disk writes run on blocking threads, so many
+//! asks use all cores and none of them holds up a reader.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use hermes_image::ids::{ChunkNo, SpanNo};
+use hermes_image::runs::Runs;
+use hermes_image::span::{SpanDecoder, SpanError};
+use hermes_image::verify::Verified;
+use hermes_p2p::{Arrival, ExchangeError, HaveNews, PeerId};
+use hermes_policy::class::{Class, ErrorClass};
+use hermes_policy::event::{AskId, Outcome};
+use hermes_store::Store;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::layer::OpenLayer;
+use super::{COMMANDS_MAX, Command};
+use crate::origin::{self, OriginError};
+
+/// Holders of one layer that are asked what they have; more would not make it quicker.
+const HOLDERS_MAX: usize = 8;
+/// How long a peer may take to say what it has. In one data centre this is a hundred round trips.
+const HAVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pieces of a body on their way from the socket to the decoder: enough to keep both busy, about 1 MiB.
+const PIECES_MAX: usize = 16;
+/// Chunks that are written and reported together: one span's worth.
+const BATCH_CHUNKS: usize = 8;
+/// Longest time that one ask to the registry may take in all; the policy ends those that make no progress earlier.
+const ORIGIN_ASK_MAX: Duration = Duration::from_secs(600);
+
+const _: () = assert!(PIECES_MAX < COMMANDS_MAX, "asks must not fill the driver's queue");
+
+/// What an ask works with.
+pub(super) struct Ask {
+    pub(super) id: Option<AskId>,
+    pub(super) store: Arc<Store>,
+    pub(super) peers: Option<hermes_p2p::Node>,
+    pub(super) reports: mpsc::Sender<Command>,
+}
+
+type Chunks = Vec<(ChunkNo, Verified<Bytes>)>;
+
+/// Stores `chunks` and says what to report: which arrived, and which of them the store could not take.
+fn store_chunks(open: &OpenLayer, chunks: Chunks) -> Result<(Runs, Vec<(ChunkNo, Bytes)>), hermes_store::StoreError> {
+    let runs = chunks.iter().map(|(chunk, _)| chunk.0..chunk.0 + 1).collect();
+    match open.layer.put_run(&chunks) {
+        Ok(()) => Ok((runs, Vec::new())),
+        Err(error) if error.is_full() => {
+            if open.should_warn_of_full_store() {
+                tracing::warn!(layer = %open.diff_id(), %error, "the store is full; chunks are read uncached");
+            }
+            let overflow = chunks.into_iter().map(|(chunk, bytes)| (chunk, bytes.into_inner())).collect();
+            Ok((runs, overflow))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn failed(class: ErrorClass) -> Outcome {
+    Outcome::Failed { class, retry_after: None }
+}
+
+/// Copies chunks from other layers of this node.
+pub(super) async fn local(work: Ask, open: Arc<OpenLayer>, chunks: Runs) -> Outcome {
+    let (store, layer) = (Arc::clone(&work.store), Arc::clone(&open));
+    let copied = tokio::task::spawn_blocking(move || {
+        let (mut arrived, mut lacking) = (Runs::new(), Runs::new());
+        for chunk in chunks.chunks() {
+            match store.copy_local(&layer.layer, ChunkNo(chunk)) {
+                Ok(true) => arrived.insert(chunk..chunk + 1),
+                Ok(false) => lacking.insert(chunk..chunk + 1),
+                Err(error) => return Err((error, arrived)),
+            }
+        }
+        Ok((arrived, lacking))
+    });
+    let (arrived, lacking) = match copied.await {
+        Ok(Ok(copied)) => copied,
+        Ok(Err((error, arrived))) => {
+            tracing::warn!(layer = %open.diff_id(), %error, "cannot copy chunks from another layer");
+            report_local(&work, &open, arrived).await;
+            return failed(ErrorClass::Local);
+        }
+        Err(_) => return failed(ErrorClass::Local),
+    };
+    let bytes = report_local(&work, &open, arrived).await;
+    if lacking.is_empty() { Outcome::Done { bytes } } else { Outcome::Lacks { chunks: lacking } }
+}
+
+async fn report_local(work: &Ask, open: &OpenLayer, arrived: Runs) -> u64 {
+    let bytes = arrived.iter().map(|run| len_of(open, run)).sum();
+    open.counters.local.fetch_add(bytes, Ordering::Relaxed);
+    let command = Command::Arrived { layer: open.diff_id(), chunks: arrived, overflow: Vec::new() };
+    let _ = work.reports.send(command).await;
+    bytes
+}
+
+fn len_of(open: &OpenLayer, run: Range<u32>) -> u64 {
+    let range = open.layer.table().run_range(run);
+    range.end - range.start
+}
+
+/// Asks a peer for chunks.
+pub(super) async fn peer(
+    work: Ask,
+    open: Arc<OpenLayer>,
+    peer: PeerId,
+    chunks: Runs,
+    class: Class,
+    timeout: Duration,
+) -> Outcome {
+    let Some(node) = &work.peers else { return failed(ErrorClass::Local) };
+    let class = match class {
+        Class::Demand => hermes_p2p::Class::Demand,
+        Class::Prefetch => hermes_p2p::Class::Prefetch,
+    };
+    let table = open.layer.table();
+    let mut fetch = node.fetch(peer, table, chunks, class, Instant::now() + timeout);
+    let mut bytes = 0;
+    let mut lacking = Runs::new();
+    let mut batch = Chunks::new();
+    loop {
+        let next = fetch.next().await;
+        let ends = !matches!(next, Some(Ok(Arrival::Chunk(..))));
+        if let Some(Ok(Arrival::Chunk(chunk, chunk_bytes))) = &next {
+            bytes += chunk_bytes.len() as u64;
+            batch.push((*chunk, chunk_bytes.clone()));
+        }
+        // A reader that waits for a single chunk must not wait for its neighbours.
+        if (ends || batch.len() >= BATCH_CHUNKS || class == hermes_p2p::Class::Demand) && !batch.is_empty() {
+            let stored = store_batch(&work, &open, std::mem::take(&mut batch)).await;
+            match stored {
+                Ok(len) => drop(open.counters.peer.fetch_add(len, Ordering::Relaxed)),
+                Err(outcome) => return outcome,
+            }
+        }
+        match next {
+            None if lacking.is_empty() => return Outcome::Done { bytes },
+            None => return Outcome::Lacks { chunks: lacking },
+            Some(Ok(Arrival::Chunk(..))) => {}
+            Some(Ok(Arrival::Lacks(runs))) => lacking.insert_all(&runs),
+            Some(Err(error)) => return peer_failed(&open, peer, &error),
+        }
+    }
+}
+
+fn peer_failed(open: &OpenLayer, peer: PeerId, error: &ExchangeError) -> Outcome {
+    tracing::info!(layer = %open.diff_id(), %peer, %error, "a peer could not be read");
+    if let ExchangeError::Busy { retry_after, .. } = error {
+        return Outcome::Busy { retry_after: *retry_after };
+    }
+    failed(match error.class() {
+        hermes_p2p::ErrorClass::Transient => ErrorClass::Transient,
+        hermes_p2p::ErrorClass::PeerFault => ErrorClass::PeerFault,
+        hermes_p2p::ErrorClass::NotFound => ErrorClass::NotFound,
+        hermes_p2p::ErrorClass::Denied => ErrorClass::Denied,
+        hermes_p2p::ErrorClass::Local => ErrorClass::Local,
+    })
+}
+
+/// Stores a batch on a blocking thread and reports it. Returns its length in bytes.
+async fn store_batch(work: &Ask, open: &Arc<OpenLayer>, batch: Chunks) -> Result<u64, Outcome> {
+    let len = batch.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    let layer = Arc::clone(open);
+    let stored = tokio::task::spawn_blocking(move || store_chunks(&layer, batch)).await;
+    match stored {
+        Ok(Ok((chunks, overflow))) => {
+            let _ = work.reports.send(Command::Arrived { layer: open.diff_id(), chunks, overflow }).await;
+            progress(work).await;
+            Ok(len)
+        }
+        Ok(Err(error)) => {
+            tracing::error!(layer = %open.diff_id(), %error, "cannot store chunks");
+            Err(failed(ErrorClass::Local))
+        }
+        Err(_) => Err(failed(ErrorClass::Local)),
+    }
+}
+
+async fn progress(work: &Ask) {
+    if let Some(ask) = work.id {
+        let _ = work.reports.send(Command::Progress { ask }).await;
+    }
+}
+
+/// Reads a run of spans from the registry in one request and decodes it.
+pub(super) async fn registry(work: Ask, open: Arc<OpenLayer>, spans: Range<u32>, timeout: Duration) -> Outcome {
+    let Some(origin) = open.origin.clone() else { return failed(ErrorClass::NotFound) };
+    let decoder = match decoder(&open, spans.clone()).await {
+        Ok(decoder) => decoder,
+        Err(error) => {
+            tracing::error!(layer = %open.diff_id(), %error, "cannot use the seek table");
+            return failed(ErrorClass::Local);
+        }
+    };
+    let range = match open.spans().await {
+        Ok(index) => index.seek.blob_range(spans),
+        Err(_) => return failed(ErrorClass::Local),
+    };
+    let (pieces, queue) = mpsc::channel(PIECES_MAX);
+    let (layer, reports) = (Arc::clone(&open), work.reports.clone());
+    let decoding = tokio::task::spawn_blocking(move || decode(&layer, decoder, queue, &reports));
+    let deadline = Instant::now() + ORIGIN_ASK_MAX;
+    let mut body = std::pin::pin!(origin.origin.read(&origin.descriptor, range, deadline));
+    let mut bytes = 0;
+    let broken = loop {
+        match tokio::time::timeout(timeout, body.next()).await {
+            Ok(Some(Ok(piece))) => {
+                bytes += piece.len() as u64;
+                open.counters.registry_wire.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                progress(&work).await;
+                if pieces.send(piece).await.is_err() {
+                    // The decoder has all it needs, or has failed; it says which.
+                    break None;
+                }
+            }
+            Ok(Some(Err(error))) => break Some((error_class(&error), error.retry_after(), error.to_string())),
+            Ok(None) => break None,
+            Err(_) => {
+                break Some((
+                    ErrorClass::Transient,
+                    None,
+                    format!("no byte came from {} for {timeout:?}", origin.origin.host()),
+                ));
+            }
+        }
+    };
+    drop(pieces);
+    let decoded = decoding.await;
+    if let Some((class, retry_after, error)) = broken {
+        tracing::warn!(image = %open.image, layer = %open.diff_id(), %error, "cannot read the registry");
+        return Outcome::Failed { class, retry_after };
+    }
+    match decoded {
+        Ok(Ok(())) => Outcome::Done { bytes },
+        Ok(Err(DecodeError::Span(error))) => {
+            tracing::error!(image = %open.image, layer = %open.diff_id(), %error, "the registry's bytes are not the ones that were indexed");
+            failed(ErrorClass::PeerFault)
+        }
+        Ok(Err(DecodeError::Store(error))) => {
+            tracing::error!(layer = %open.diff_id(), %error, "cannot store chunks");
+            failed(ErrorClass::Local)
+        }
+        Err(_) => failed(ErrorClass::Local),
+    }
+}
+
+fn error_class(error: &OriginError) -> ErrorClass {
+    match error.class() {
+        origin::ErrorClass::Transient => ErrorClass::Transient,
+        origin::ErrorClass::SourceFault => ErrorClass::PeerFault,
+        origin::ErrorClass::NotFound => ErrorClass::NotFound,
+        origin::ErrorClass::Denied => ErrorClass::Denied,
+        origin::ErrorClass::Local => ErrorClass::Local,
+    }
+}
+
+async fn decoder(open: &OpenLayer, spans: Range<u32>) -> Result<SpanDecoder, super::SpanIndexError> {
+    let index = open.spans().await?;
+    let window = index.window(SpanNo(spans.start)).await?;
+    SpanDecoder::run(&index.seek, open.layer.table(), spans, &window)
+        .map_err(|error| super::SpanIndexError::Damaged(error.to_string()))
+}
+
+enum DecodeError {
+    Span(SpanError),
+    Store(hermes_store::StoreError),
+}
+
+/// Decodes pieces as they come; chunks are stored and reported as soon as they are whole.
+fn decode(
+    open: &Arc<OpenLayer>,
+    mut decoder: SpanDecoder,
+    mut pieces: mpsc::Receiver<Bytes>,
+    reports: &mpsc::Sender<Command>,
+) -> Result<(), DecodeError> {
+    let mut chunks = Chunks::new();
+    while let Some(piece) = pieces.blocking_recv() {
+        decoder.push(&piece, &mut chunks).map_err(DecodeError::Span)?;
+        if !chunks.is_empty() {
+            let len: u64 = chunks.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+            let (chunks, overflow) = store_chunks(open, std::mem::take(&mut chunks)).map_err(DecodeError::Store)?;
+            open.counters.registry.fetch_add(len, Ordering::Relaxed);
+            let _ = reports.blocking_send(Command::Arrived { layer: open.diff_id(), chunks, overflow });
+        }
+        if decoder.is_done() {
+            return Ok(());
+        }
+    }
+    decoder.finish().map_err(DecodeError::Span)
+}
+
+/// Looks for holders of a layer: those that the DHT names, and the peers that are connected.
+pub(super) async fn holders(work: Ask, open: Arc<OpenLayer>) {
+    let layer = open.diff_id();
+    if let Some(node) = &work.peers {
+        let mut holders = node.find_holders(layer).await.unwrap_or_default();
+        holders.extend(node.peers().into_iter().filter(|peer| !holders.contains(peer)).collect::<Vec<_>>());
+        holders.truncate(HOLDERS_MAX);
+        let asked = holders.into_iter().map(|peer| tell_have(&work, &open, peer));
+        futures::future::join_all(asked).await;
+    }
+    let _ = work.reports.send(Command::HoldersFound { layer }).await;
+}
+
+/// Listens to what one peer has of a layer, and gets, until it has all of it or the layer is closed.
+pub(super) async fn watch(work: Ask, open: Arc<OpenLayer>, peer: PeerId) {
+    let Some(node) = &work.peers else { return };
+    let mut news = node.watch(peer, open.layer.table());
+    // The driver and the layer may both end while the peer has no news; then nobody listens any more.
+    let (reports, layer) = (work.reports.downgrade(), open.diff_id());
+    let alive = Arc::downgrade(&open);
+    drop(open);
+    drop(work.reports);
+    while let Some(next) = news.next().await {
+        let (Some(reports), Some(_)) = (reports.upgrade(), alive.upgrade()) else { return };
+        match next {
+            Ok(HaveNews::Map(chunks) | HaveNews::More(chunks)) => {
+                let _ = reports.send(Command::PeerHas { peer, layer, chunks }).await;
+            }
+            Err(error) => {
+                tracing::debug!(%layer, %peer, %error, "a peer does not say any more what it has");
+                return;
+            }
+        }
+    }
+}
+
+async fn tell_have(work: &Ask, open: &OpenLayer, peer: PeerId) {
+    let Some(node) = &work.peers else { return };
+    let layer = open.diff_id();
+    match node.have(peer, open.layer.table(), Instant::now() + HAVE_TIMEOUT).await {
+        Ok(chunks) if !chunks.is_empty() => {
+            let _ = work.reports.send(Command::PeerHas { peer, layer, chunks }).await;
+        }
+        Ok(_) => {}
+        Err(error) => tracing::debug!(%layer, %peer, %error, "a peer does not say what it has"),
+    }
+}
+
+/// Gets the restart points of a layer.
+pub(super) async fn spans(work: Ask, open: Arc<OpenLayer>) {
+    let layer = open.diff_id();
+    let found = match open.spans().await {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::error!(image = %open.image, %layer, %error, "the registry cannot be read without the seek table");
+            false
+        }
+    };
+    let _ = work.reports.send(Command::SpansFound { layer, found }).await;
+}

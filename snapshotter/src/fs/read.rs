@@ -1,0 +1,337 @@
+//! From a file range to bytes.
+//!
+//! A request becomes a [`Plan`]: pieces of layers, of the tree's image, and holes. [`Plan::fill`] copies what is there;
+//! when all of it is, the request is answered on the FUSE thread that took it (handing hits to other threads halved
+//! the throughput, measured). When chunks are missing, the request moves to the async side, waits for just its chunks,
+//! and fills again. Presence is the store's word, never what a hole in a file looks like.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fuser::{Errno, ReplyData};
+use hermes_image::ids::DiffId;
+use hermes_image::index::chunks::ChunkTable;
+use hermes_image::runs::Runs;
+use hermes_store::Read;
+use parking_lot::Mutex;
+use thiserror::Error;
+
+use crate::fetch::{Class, Delivered, FetchError, FetchHandle};
+
+/// How often a read starts over because chunks that had come were evicted before it could copy them.
+const REFILL_MAX: u32 = 8;
+
+/// How long a read that ended at its deadline speaks for its neighbours: the kernel asks for the same page again as
+/// soon as a readahead has failed (33 ms later on a busy machine, measured), and the reader has waited enough.
+const JUST_NOW: Duration = Duration::from_millis(500);
+/// Reads that ended at their deadline which are remembered: as many as the kernel has under way on two connections.
+const FAILURES_MAX: usize = 128;
+
+/// A layer as readers see it.
+#[derive(Debug)]
+pub struct LayerFile {
+    /// The bytes at rest.
+    pub layer: Arc<hermes_store::Layer>,
+    /// Where missing chunks come from.
+    pub fetch: FetchHandle,
+}
+
+impl LayerFile {
+    /// The chunk table.
+    pub fn table(&self) -> &ChunkTable {
+        self.layer.table()
+    }
+}
+
+/// Why a read failed.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    /// The local file cannot be read.
+    #[error("cannot read layer {layer} from the store: {source}")]
+    Store {
+        /// The layer.
+        layer: DiffId,
+        /// What the store says.
+        source: hermes_store::StoreError,
+    },
+    /// No source had the bytes in time.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// What came was evicted again and again before it could be read.
+    #[error(
+        "the store's budget is too small for what is read at once: chunks were evicted {REFILL_MAX} times before a reader saw them"
+    )]
+    Thrashing,
+    /// The same bytes were waited for until now, for another request.
+    #[error("layer {layer}: the same bytes did not come in time just now")]
+    JustFailed {
+        /// The layer.
+        layer: DiffId,
+    },
+}
+
+impl ReadError {
+    /// What the kernel is told. One arm per cause, so that a new one needs a decision.
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Store { .. } | Self::Fetch(_) | Self::Thrashing | Self::JustFailed { .. } => Errno::EIO,
+        }
+    }
+}
+
+/// Where a piece of a read stands.
+#[derive(Debug)]
+pub enum Piece {
+    /// Zeros.
+    Hole {
+        /// Length in bytes.
+        len: usize,
+    },
+    /// Bytes of the tree's own image.
+    Image {
+        /// The bytes.
+        bytes: Bytes,
+    },
+    /// Bytes of a layer.
+    Layer {
+        /// The layer.
+        file: Arc<LayerFile>,
+        /// First byte in logical space.
+        offset: u64,
+        /// Length in bytes.
+        len: usize,
+    },
+}
+
+/// What a read has to copy, in order.
+#[derive(Debug, Default)]
+pub struct Plan {
+    pieces: Vec<Piece>,
+    len: usize,
+}
+
+/// Chunks that the store could not take (it is full): read once, from memory.
+type Overflow = Vec<(Arc<LayerFile>, Delivered)>;
+
+impl Plan {
+    /// Adds the next piece.
+    pub fn push(&mut self, piece: Piece) {
+        self.len += match &piece {
+            Piece::Hole { len } | Piece::Layer { len, .. } => *len,
+            Piece::Image { bytes } => bytes.len(),
+        };
+        self.pieces.push(piece);
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is nothing to read.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies into `buffer`, of the plan's length, all that is here. Returns what is missing.
+    fn fill(&self, buffer: &mut [u8], overflow: &Overflow) -> Result<Vec<(Arc<LayerFile>, Runs)>, ReadError> {
+        let mut missing = Vec::new();
+        let mut at = 0;
+        for piece in &self.pieces {
+            match piece {
+                Piece::Hole { len } => {
+                    buffer[at..at + len].fill(0);
+                    at += len;
+                }
+                Piece::Image { bytes } => {
+                    buffer[at..at + bytes.len()].copy_from_slice(bytes);
+                    at += bytes.len();
+                }
+                Piece::Layer { file, offset, len } => {
+                    let part = &mut buffer[at..at + len];
+                    let read = file.layer.read_at(*offset, part);
+                    match read.map_err(|source| ReadError::Store { layer: file.layer.diff_id(), source })? {
+                        Read::Hit(_) => {}
+                        Read::Miss(runs) => {
+                            let runs = fill_missing(file, *offset, part, runs, overflow)?;
+                            if !runs.is_empty() {
+                                missing.push((Arc::clone(file), runs));
+                            }
+                        }
+                    }
+                    at += len;
+                }
+            }
+        }
+        Ok(missing)
+    }
+}
+
+/// Fills `part`, which starts at `offset`, chunk by chunk from the store and from `overflow`. Returns what neither has.
+fn fill_missing(
+    file: &Arc<LayerFile>,
+    offset: u64,
+    part: &mut [u8],
+    missing: Runs,
+    overflow: &Overflow,
+) -> Result<Runs, ReadError> {
+    let delivered = overflow.iter().find(|(other, _)| Arc::ptr_eq(other, file)).map(|(_, delivered)| delivered);
+    let Some(delivered) = delivered.filter(|delivered| !delivered.is_empty()) else { return Ok(missing) };
+    let end = offset + part.len() as u64;
+    let mut left = Runs::new();
+    for chunk in file.table().covering(offset..end) {
+        let range = file.table().range(hermes_image::ids::ChunkNo(chunk));
+        let (from, to) = (range.start.max(offset), range.end.min(end));
+        let target = &mut part[(from - offset) as usize..(to - offset) as usize];
+        if let Some(bytes) = delivered.get(chunk) {
+            target.copy_from_slice(&bytes[(from - range.start) as usize..(to - range.start) as usize]);
+            continue;
+        }
+        let read = file.layer.read_at(from, target);
+        if let Read::Miss(runs) = read.map_err(|source| ReadError::Store { layer: file.layer.diff_id(), source })? {
+            left.insert_all(&runs);
+        }
+    }
+    Ok(left)
+}
+
+/// Reads that ended at their deadline a moment ago.
+///
+/// A reader of the page cache first causes a readahead, and when that fails, the kernel asks once more for the page
+/// itself. Without this record the reader would wait for two deadlines.
+#[derive(Debug, Default)]
+struct Failures {
+    latest: VecDeque<(Instant, DiffId, Runs)>,
+}
+
+impl Failures {
+    fn add(&mut self, now: Instant, missing: Vec<(DiffId, Runs)>) {
+        self.latest.retain(|(at, ..)| now.saturating_duration_since(*at) < JUST_NOW);
+        for (layer, runs) in missing {
+            if self.latest.len() == FAILURES_MAX {
+                self.latest.pop_front();
+            }
+            self.latest.push_back((now, layer, runs));
+        }
+    }
+
+    /// The layer of which some of `missing` did not come just now.
+    fn find(&self, now: Instant, missing: &[(Arc<LayerFile>, Runs)]) -> Option<DiffId> {
+        let is_same = |(at, layer, failed): &&(Instant, DiffId, Runs)| {
+            now.saturating_duration_since(*at) < JUST_NOW
+                && missing
+                    .iter()
+                    .any(|(file, runs)| file.layer.diff_id() == *layer && !runs.intersection(failed).is_empty())
+        };
+        self.latest.iter().find(is_same).map(|(_, layer, _)| *layer)
+    }
+}
+
+/// Answers reads.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    runtime: tokio::runtime::Handle,
+    deadline: Duration,
+    failures: Arc<Mutex<Failures>>,
+}
+
+impl Reader {
+    /// Misses wait on `runtime`, at most `deadline`.
+    pub fn new(runtime: tokio::runtime::Handle, deadline: Duration) -> Self {
+        Self { runtime, deadline, failures: Arc::default() }
+    }
+
+    /// Answers `plan`. Never blocks on the network: a miss goes on without this thread.
+    pub fn answer(&self, plan: Plan, reply: ReplyData) {
+        thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
+        let filled = BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < plan.len() {
+                buffer.resize(plan.len(), 0);
+            }
+            let buffer = &mut buffer[..plan.len()];
+            match plan.fill(buffer, &Vec::new()) {
+                Ok(missing) if missing.is_empty() => {
+                    reply.data(buffer);
+                    None
+                }
+                other => Some((other, reply)),
+            }
+        });
+        match filled {
+            None => {}
+            Some((Ok(missing), reply)) => {
+                let now = Instant::now();
+                if let Some(layer) = self.failures.lock().find(now, &missing) {
+                    let error = ReadError::JustFailed { layer };
+                    tracing::debug!(%error, "a read failed");
+                    return reply.error(error.errno());
+                }
+                let (deadline, failures) = (now + self.deadline, Arc::clone(&self.failures));
+                self.runtime.spawn(async move {
+                    let wanted = missing.iter().map(|(file, runs)| (file.layer.diff_id(), runs.clone())).collect();
+                    match wait(&plan, missing, deadline).await {
+                        Ok(bytes) => reply.data(&bytes),
+                        Err(error) => {
+                            let now = Instant::now();
+                            if now >= deadline {
+                                failures.lock().add(now, wanted);
+                            }
+                            fail(&error, reply);
+                        }
+                    }
+                });
+            }
+            Some((Err(error), reply)) => fail(&error, reply),
+        }
+    }
+
+    /// The bytes of `plan`, waiting for what is missing. Cancel safe: a read that is dropped is withdrawn.
+    ///
+    /// # Errors
+    /// When no source had the bytes in time, or the store cannot be read.
+    pub async fn read(&self, plan: &Plan) -> Result<Vec<u8>, ReadError> {
+        wait(plan, Vec::new(), Instant::now() + self.deadline).await
+    }
+}
+
+async fn wait(plan: &Plan, mut missing: Vec<(Arc<LayerFile>, Runs)>, deadline: Instant) -> Result<Vec<u8>, ReadError> {
+    let mut overflow = Overflow::new();
+    for _ in 0..REFILL_MAX {
+        let needs = missing.into_iter().map(|(file, runs)| async move {
+            let delivered = file.fetch.need(file.layer.diff_id(), runs, Class::Demand, deadline).await?;
+            Ok::<_, FetchError>((file, delivered))
+        });
+        for (file, delivered) in futures::future::try_join_all(needs).await? {
+            match overflow.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &file)) {
+                Some((_, known)) => known.merge(delivered),
+                None => overflow.push((file, delivered)),
+            }
+        }
+        let mut buffer = vec![0; plan.len()];
+        missing = plan.fill(&mut buffer, &overflow)?;
+        if missing.is_empty() {
+            return Ok(buffer);
+        }
+        // Delivered, and gone again before it could be read: evicted, or found damaged and forgotten.
+        for (file, runs) in &missing {
+            file.fetch.evicted(file.layer.diff_id(), runs.clone()).await;
+        }
+    }
+    Err(ReadError::Thrashing)
+}
+
+fn fail(error: &ReadError, reply: ReplyData) {
+    tracing::error!(%error, "a read failed");
+    reply.error(error.errno());
+}
+
+/// The error as the I/O error that a reader inside this process sees.
+impl From<ReadError> for io::Error {
+    fn from(error: ReadError) -> Self {
+        Self::other(error)
+    }
+}

@@ -1,0 +1,171 @@
+//! A folder of indexes: what `hermes index build --output` writes and a node without a controller reads.
+//!
+//! ```text
+//! statements/<manifest digest, hex>.json   the signed statement
+//! artifacts/<BLAKE3, hex>                  an artifact in its wire form
+//! ```
+//!
+//! Files are written under a temporary name, synced and renamed, so a reader never sees half of one. Nothing in the
+//! folder is trusted: statements are checked by signature, artifacts by their name. Only their owner can read the
+//! files: a table of contents tells an image's names, and windows hold bytes of its files.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use hermes_image::ids::{ArtifactId, Digest};
+use hermes_image::index::wire;
+use hermes_image::verify::Verified;
+use thiserror::Error;
+
+/// Longest artifact that is read, in bytes of its plain form: the table of contents of two million files.
+pub const ARTIFACT_LEN_MAX_BYTES: usize = 1 << 30;
+
+/// A folder of indexes that cannot be read or written.
+#[derive(Debug, Error)]
+pub enum IndexFolderError {
+    /// The file system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The file is not what its name says.
+    #[error("{} is damaged ({reason}); delete it and build the index again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// How.
+        reason: String,
+    },
+}
+
+/// A folder of indexes.
+#[derive(Debug, Clone)]
+pub struct IndexFolder {
+    path: PathBuf,
+}
+
+impl IndexFolder {
+    /// The folder at `path`, which need not exist before something is written to it.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn statement_path(&self, manifest: Digest) -> PathBuf {
+        self.path.join("statements").join(format!("{}.json", manifest.hex()))
+    }
+
+    fn artifact_path(&self, id: ArtifactId) -> PathBuf {
+        self.path.join("artifacts").join(id.hex())
+    }
+
+    /// The signed statement about `manifest`, unchecked.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub fn statement(&self, manifest: Digest) -> Result<Option<Vec<u8>>, IndexFolderError> {
+        read(&self.statement_path(manifest))
+    }
+
+    /// The artifact `id`.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read, or is something else.
+    pub fn artifact(&self, id: ArtifactId) -> Result<Option<Verified<Bytes>>, IndexFolderError> {
+        let path = self.artifact_path(id);
+        let Some(packed) = read(&path)? else { return Ok(None) };
+        let damaged = |reason: String| IndexFolderError::Damaged { path: path.clone(), reason };
+        let plain = wire::unpack(&packed, ARTIFACT_LEN_MAX_BYTES).map_err(|error| damaged(error.to_string()))?;
+        Verified::artifact(id, plain).map(Some).map_err(|error| damaged(error.to_string()))
+    }
+
+    /// Writes a signed statement about `manifest`.
+    ///
+    /// # Errors
+    /// When it cannot be written; an older one stays.
+    pub fn put_statement(&self, manifest: Digest, signed: &[u8]) -> Result<(), IndexFolderError> {
+        write_whole(&self.statement_path(manifest), signed)
+    }
+
+    /// Writes an artifact, in its wire form. Returns the length of that form in bytes.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put_artifact(&self, id: ArtifactId, plain: &Verified<Bytes>) -> Result<u64, IndexFolderError> {
+        let packed = wire::pack(plain);
+        write_whole(&self.artifact_path(id), &packed)?;
+        Ok(packed.len() as u64)
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, IndexFolderError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(IndexFolderError::Io { action: "read", path: path.to_owned(), source }),
+    }
+}
+
+/// Mode of the files. Images may be private, and whoever hands an index on does so knowingly.
+const FILE_MODE: u32 = 0o600;
+
+/// Writes `bytes` so that the file is there whole or not at all, also after a power cut.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), IndexFolderError> {
+    let write = || {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder)?;
+        let temporary = path.with_extension(format!("tmp{}", std::process::id()));
+        let mut file = File::options().write(true).create(true).truncate(true).mode(FILE_MODE).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        File::open(folder)?.sync_all()
+    };
+    write().map_err(|source| IndexFolderError::Io { action: "write", path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn nobody_else_can_read_an_index() {
+        let temporary = tempfile::tempdir().expect("a temporary folder");
+        let folder = IndexFolder::new(temporary.path());
+        let (id, artifact) = Verified::named(Bytes::from_static(b"names and bytes of a private image"));
+        folder.put_artifact(id, &artifact).expect("written");
+        folder.put_statement(Digest([1; 32]), b"signed").expect("written");
+        for path in [folder.artifact_path(id), folder.statement_path(Digest([1; 32]))] {
+            let mode = fs::metadata(&path).expect("there").permissions().mode();
+            assert_eq!(mode & 0o777, FILE_MODE, "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn artifacts_round_trip_and_damage_is_named() {
+        let temporary = tempfile::tempdir().expect("a temporary folder");
+        let folder = IndexFolder::new(temporary.path().join("indexes"));
+        let (id, artifact) = Verified::named(Bytes::from(vec![7; 10_000]));
+        assert!(folder.artifact(id).expect("readable").is_none());
+        let packed = folder.put_artifact(id, &artifact).expect("written");
+        assert!(packed < 1_000, "an artifact is compressed at rest");
+        assert_eq!(folder.artifact(id).expect("readable").expect("there"), artifact);
+        fs::write(folder.artifact_path(id), wire::pack(b"something else")).expect("written");
+        let error = folder.artifact(id).expect_err("damaged").to_string();
+        assert!(error.contains(&id.hex()), "{error}");
+    }
+}

@@ -1,0 +1,275 @@
+//! Why the node cannot do something, and of which class that is.
+
+use std::io;
+use std::path::PathBuf;
+
+use hermes_image::ids::{ArtifactId, Digest};
+use hermes_image::statement::StatementError;
+use thiserror::Error;
+
+use crate::artifacts::{ArtifactError, StatementLookupError};
+use crate::config::ConfigError;
+use crate::control::FailureClass;
+use crate::fetch::FetchError;
+use crate::fs::session::SessionError;
+use crate::index_folder::IndexFolderError;
+use crate::indexing::IndexingError;
+use crate::mounts::MountError;
+use crate::origin::{ErrorClass, FindImageError, OriginError};
+use crate::status::Way;
+
+/// What the node could not do.
+#[derive(Debug, Error)]
+pub enum NodeError {
+    /// Mounting is for root.
+    #[error("a node needs root to mount; run it with sudo")]
+    NotRoot,
+    /// A setting is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An address is wrong.
+    #[error("{0}")]
+    Address(String),
+    /// A file of the node's own.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The key file holds something else.
+    #[error("{} holds no key; delete it to have a new one made (indexes that this node built must then be built again)", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] hermes_store::StoreError),
+    /// The swarm.
+    #[error(transparent)]
+    Peers(Box<hermes_p2p::NodeError>),
+    /// A peer that was named cannot be reached.
+    #[error("cannot reach the peer {peer}: {reason}; start its node or leave out --peer")]
+    Peer {
+        /// As the user named it.
+        peer: String,
+        /// Why.
+        reason: String,
+    },
+    /// The image.
+    #[error(transparent)]
+    Image(#[from] FindImageError),
+    /// Building an index.
+    #[error(transparent)]
+    Indexing(Box<IndexingError>),
+    /// Nobody has an index.
+    #[error(
+        "nobody has an index of {image} ({manifest}); build one with `hermes index build {image}`, name the folder that has it with --index, or leave out --no-build"
+    )]
+    NoIndex {
+        /// As the user named it.
+        image: String,
+        /// What it resolved to.
+        manifest: Digest,
+    },
+    /// A statement was refused.
+    #[error("the index of {image} is not accepted: {source}; {}", statement_advice(.source))]
+    Statement {
+        /// As the user named it.
+        image: String,
+        /// Why.
+        source: Box<StatementLookupError>,
+    },
+    /// The statement is about other layers than the manifest.
+    #[error("the index of {image} does not fit its manifest ({reason}); build the index again")]
+    OtherLayers {
+        /// As the user named it.
+        image: String,
+        /// What differs.
+        reason: String,
+    },
+    /// An artifact that the statement names is nowhere.
+    #[error(
+        "part of the index of {image} is missing ({what} {id}); build the index again, or name the folder that has it with --index"
+    )]
+    MissingArtifact {
+        /// As the user named it.
+        image: String,
+        /// Which part.
+        what: &'static str,
+        /// Its name.
+        id: ArtifactId,
+    },
+    /// An artifact cannot be read.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// An artifact or a tree is not what it should be.
+    #[error("the index of {image} is damaged ({what}: {reason}); build the index again")]
+    Damaged {
+        /// As the user named it.
+        image: String,
+        /// Which part.
+        what: &'static str,
+        /// How.
+        reason: String,
+    },
+    /// The mount point is no folder that can be used.
+    #[error("cannot mount at {}: {reason}", dir.display())]
+    MountPoint {
+        /// The folder.
+        dir: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// Nothing is mounted there by this node.
+    #[error("nothing is mounted at {} by this node; `hermes status` lists what is", dir.display())]
+    NotMounted {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// Somebody still uses it.
+    #[error("{} is in use; end the processes that have files of it open (fuser -m {0} lists them)", dir.display())]
+    Busy {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// The way that was asked for does not work here.
+    #[error("the tree cannot be shown as {way}: {reason}")]
+    Way {
+        /// The way.
+        way: Way,
+        /// Why not.
+        reason: String,
+    },
+    /// A kernel mount.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// A FUSE mount.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// Chunks came and there was no room for them.
+    #[error(
+        "no room to keep all of the image in {}; free space on its disk, give the node a larger --budget, or unmount images",
+        store.display()
+    )]
+    Full {
+        /// The store.
+        store: PathBuf,
+    },
+    /// Chunks did not come.
+    #[error(transparent)]
+    Fetch(Box<FetchError>),
+    /// A blocking task did not end well.
+    #[error("the request was interrupted; the daemon's log says why")]
+    Interrupted,
+}
+
+impl From<hermes_p2p::NodeError> for NodeError {
+    fn from(error: hermes_p2p::NodeError) -> Self {
+        Self::Peers(Box::new(error))
+    }
+}
+
+impl From<FetchError> for NodeError {
+    fn from(error: FetchError) -> Self {
+        Self::Fetch(Box::new(error))
+    }
+}
+
+impl From<IndexingError> for NodeError {
+    fn from(error: IndexingError) -> Self {
+        Self::Indexing(Box::new(error))
+    }
+}
+
+impl NodeError {
+    /// The class, for the exit code.
+    pub fn class(&self) -> FailureClass {
+        match self {
+            Self::NotRoot => FailureClass::Denied,
+            Self::Config(_) | Self::Address(_) => FailureClass::Usage,
+            Self::Io { .. } | Self::Key { .. } | Self::Store(_) | Self::Peers(_) => FailureClass::Local,
+            Self::Peer { .. } => FailureClass::Unreachable,
+            Self::Image(error) => find_class(error),
+            Self::Indexing(error) => match &**error {
+                IndexingError::Origin(error) => origin_class(error),
+                IndexingError::Build { .. } => FailureClass::Corrupt,
+                IndexingError::Interrupted { .. } => FailureClass::Local,
+            },
+            Self::Interrupted => FailureClass::Local,
+            Self::NoIndex { .. } | Self::MissingArtifact { .. } | Self::NotMounted { .. } => FailureClass::NotFound,
+            Self::Statement { source, .. } => statement_class(source),
+            Self::OtherLayers { .. } | Self::Damaged { .. } => FailureClass::Corrupt,
+            Self::Artifact(error) => artifact_class(error),
+            Self::MountPoint { .. } | Self::Busy { .. } | Self::Way { .. } | Self::Mount(_) | Self::Session(_) => {
+                FailureClass::Local
+            }
+            Self::Full { .. } => FailureClass::Local,
+            Self::Fetch(error) => match error.registry_failure() {
+                Some(hermes_policy::class::ErrorClass::Denied) => FailureClass::Denied,
+                Some(hermes_policy::class::ErrorClass::NotFound) => FailureClass::NotFound,
+                Some(hermes_policy::class::ErrorClass::PeerFault) => FailureClass::Corrupt,
+                Some(hermes_policy::class::ErrorClass::Local) => FailureClass::Local,
+                Some(hermes_policy::class::ErrorClass::Transient) | None => FailureClass::Unreachable,
+            },
+        }
+    }
+}
+
+/// What it means that part of an index cannot be read or kept.
+fn artifact_class(error: &ArtifactError) -> FailureClass {
+    match error {
+        ArtifactError::Folder(IndexFolderError::Damaged { .. }) | ArtifactError::Damaged(_) => FailureClass::Corrupt,
+        ArtifactError::Folder(IndexFolderError::Io { .. }) | ArtifactError::Store(_) | ArtifactError::Interrupted => {
+            FailureClass::Local
+        }
+    }
+}
+
+/// What it means that a statement was not accepted.
+fn statement_class(error: &StatementLookupError) -> FailureClass {
+    match error {
+        StatementLookupError::Folder(_) => FailureClass::Local,
+        StatementLookupError::Refused(StatementError::Untrusted { .. }) => FailureClass::Denied,
+        StatementLookupError::Refused(
+            StatementError::TooLong
+            | StatementError::Malformed(_)
+            | StatementError::Format(_)
+            | StatementError::BadSignature { .. }
+            | StatementError::OtherImage { .. },
+        ) => FailureClass::Corrupt,
+    }
+}
+
+/// What to do when a statement was not accepted.
+fn statement_advice(error: &StatementLookupError) -> &'static str {
+    match statement_class(error) {
+        FailureClass::Denied => "name the signer's key with --trust if you trust it",
+        FailureClass::Local => "check the folder",
+        _ => "build the index again, or name another folder with --index",
+    }
+}
+
+/// What it means that an image was not found.
+pub fn find_class(error: &FindImageError) -> FailureClass {
+    match error {
+        FindImageError::Name(_) | FindImageError::Platform(_) => FailureClass::Usage,
+        FindImageError::Setup(_) => FailureClass::Local,
+        FindImageError::Origin(error) => origin_class(error),
+    }
+}
+
+/// What a registry's failure means to the person at the terminal.
+pub fn origin_class(error: &OriginError) -> FailureClass {
+    match error.class() {
+        ErrorClass::Transient => FailureClass::Unreachable,
+        ErrorClass::SourceFault => FailureClass::Corrupt,
+        ErrorClass::NotFound => FailureClass::NotFound,
+        ErrorClass::Denied => FailureClass::Denied,
+        ErrorClass::Local => FailureClass::Local,
+    }
+}

@@ -1,0 +1,61 @@
+//! What the sources of images were asked for and gave.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Requests and bytes since the start of the client.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OriginCounters {
+    /// Requests sent to registries, to where they redirect, and to their token services; reads of layouts.
+    pub requests: u64,
+    /// Bytes of bodies received, of documents and layers, also those thrown away.
+    pub bytes: u64,
+    /// Requests among these that asked for a token.
+    pub token_requests: u64,
+    /// Redirects followed.
+    pub redirects: u64,
+    /// Requests that were sent again because their connection turned out to be dead.
+    pub resends: u64,
+}
+
+/// The counters while they count. Independent of each other, so no ordering is needed.
+#[derive(Debug, Default)]
+pub(super) struct Meters {
+    requests: AtomicU64,
+    bytes: AtomicU64,
+    token_requests: AtomicU64,
+    redirects: AtomicU64,
+    resends: AtomicU64,
+}
+
+impl Meters {
+    pub(super) fn request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn bytes(&self, count: usize) {
+        self.bytes.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn token_request(&self) {
+        self.token_requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn redirect(&self) {
+        self.redirects.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn resend(&self) {
+        self.resends.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn read(&self) -> OriginCounters {
+        let read = |meter: &AtomicU64| meter.load(Ordering::Relaxed);
+        OriginCounters {
+            requests: read(&self.requests),
+            bytes: read(&self.bytes),
+            token_requests: read(&self.token_requests),
+            redirects: read(&self.redirects),
+            resends: read(&self.resends),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What `hermes status` shows.
+
+use std::path::PathBuf;
+
+use hermes_image::ids::{ChainId, Digest};
+use serde::{Deserialize, Serialize};
+
+/// The three ways to show a tree (design, section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// Kernel EROFS over complete layer files; no daemon in the path.
+    ErofsFiles,
+    /// Kernel EROFS over layer files that FUSE serves.
+    ErofsFuse,
+    /// The whole tree over FUSE.
+    FuseTree,
+}
+
+impl Way {
+    /// The name on the command line and in the output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ErofsFiles => "erofs-files",
+            Self::ErofsFuse => "erofs-fuse",
+            Self::FuseTree => "fuse-tree",
+        }
+    }
+}
+
+impl std::fmt::Display for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for Way {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::ErofsFiles, Self::ErofsFuse, Self::FuseTree].into_iter().find(|way| way.name() == text).ok_or_else(
+            || format!("'{text}' is not a way to show a tree; it is one of erofs-files, erofs-fuse, fuse-tree"),
+        )
+    }
+}
+
+/// Whether this node can show a tree in some way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WayStatus {
+    /// The way.
+    pub way: Way,
+    /// Whether a probe of it worked.
+    pub available: bool,
+    /// Why not, or through what (files or loop devices).
+    pub detail: String,
+}
+
+/// Bytes of chunks by where they came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BySource {
+    /// Copied from another layer on this node.
+    pub local_bytes: u64,
+    /// From peers.
+    pub peer_bytes: u64,
+    /// From the registry, decompressed.
+    pub registry_bytes: u64,
+    /// From the registry, as they came over the link.
+    pub registry_wire_bytes: u64,
+}
+
+impl BySource {
+    /// Adds another count to this one.
+    pub fn add(&mut self, other: Self) {
+        self.local_bytes += other.local_bytes;
+        self.peer_bytes += other.peer_bytes;
+        self.registry_bytes += other.registry_bytes;
+        self.registry_wire_bytes += other.registry_wire_bytes;
+    }
+}
+
+/// One mounted image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageStatus {
+    /// As the user named it.
+    pub reference: String,
+    /// What it resolved to.
+    pub manifest: Digest,
+    /// Name of the merged tree.
+    pub chain: ChainId,
+    /// Where it is mounted.
+    pub dir: String,
+    /// How it is shown.
+    pub way: Way,
+    /// Number of layers.
+    pub layers: usize,
+    /// The tree's EROFS image, which `fsck.erofs` and `dump.erofs` read.
+    pub tree_path: PathBuf,
+    /// Its devices: the layer files, lowest first. What is missing of a layer is a hole in its file.
+    pub layer_paths: Vec<PathBuf>,
+    /// Uncompressed bytes of all layers.
+    pub total_bytes: u64,
+    /// Of these, here now.
+    pub present_bytes: u64,
+    /// Where what came since the daemon started came from.
+    pub sources: BySource,
+}
+
+impl ImageStatus {
+    /// Percent of the bytes that are here, 0 to 100.
+    pub fn percent_present(&self) -> f64 {
+        if self.total_bytes == 0 { 100.0 } else { self.present_bytes as f64 * 100.0 / self.total_bytes as f64 }
+    }
+}
+
+/// One peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its PeerId.
+    pub id: String,
+}
+
+/// Reads that wait for bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WaitingReads {
+    /// Somebody waits for these.
+    pub demand: u64,
+    /// Nobody does yet.
+    pub prefetch: u64,
+}
+
+/// The whole answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Of the daemon.
+    pub version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Its PeerId, if it talks to peers.
+    pub peer_id: Option<String>,
+    /// Where peers reach it.
+    pub listen: Vec<String>,
+    /// What this kernel can do.
+    pub ways: Vec<WayStatus>,
+    /// Mounted images.
+    pub images: Vec<ImageStatus>,
+    /// Reads that wait now.
+    pub waiting: WaitingReads,
+    /// Peers that are connected.
+    pub peers: Vec<PeerStatus>,
+    /// Bytes of chunks at rest.
+    pub store_bytes: u64,
+    /// The store's budget, if it has one.
+    pub store_budget_bytes: Option<u64>,
+    /// Resident memory of the daemon, in bytes.
+    pub memory_bytes: u64,
+}
