@@ -1,1 +1,27 @@
-//! placeholder
+//! What crosses crates, on real parts.
+//!
+//! This library holds what integration tests share; the tests themselves stand in `tests/tests/`. It starts the real
+//! programs (containerd, umoci, GNU tar, runc) and never re-implements what they decide: they are the oracles that
+//! Hermes is compared with.
+//!
+//! Data flows: [`odd`] makes images with every feature that a layer can have, [`layout`] writes and reads them as OCI
+//! layouts ([`images`] has real ones), [`unpack`] has the reference programs unpack them, [`node`] has Hermes mount them,
+//! and [`compare`] reports how two trees differ. [`fsck`] judges the trees' own format.
+//! Everything that outlives a function call (mounts, processes, loop devices, folders) is owned by a [`guard`], which
+//! cleans up when a test fails, too.
+
+pub mod command;
+pub mod compare;
+pub mod compress;
+pub mod daemon;
+pub mod faulty;
+pub mod fsck;
+pub mod guard;
+pub mod images;
+pub mod layout;
+pub mod node;
+pub mod odd;
+pub mod sample;
+pub mod snapshot;
+pub mod tarball;
+pub mod unpack;

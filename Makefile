@@ -1,0 +1,41 @@
+# Every target does its own set-up. Everything that is built or downloaded lands in $(HERMES_CACHE), outside the checkout.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+# Recipes share one target folder; cargo uses the cores.
+.NOTPARALLEL:
+
+export HERMES_CACHE ?= $(HOME)/.cache/hermes
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+
+# Arguments for the demo and the benchmarks, such as `make demo ARGS=--json` or `make demo IMAGE=docker.io/library/nginx`.
+ARGS ?=
+IMAGE ?=
+# Minutes that each fuzz target runs.
+MINUTES ?= 10
+
+# Prepares the tools of one group and then runs a command in the environment that building needs.
+run = tools/setup $(1) && . tools/environment && $(2)
+
+.PHONY: help demo test check lint bench fuzz clean-cache
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: ## A real program in a real image: full pull, cold from the registry, cold from a peer, warm
+	@$(call run,demo,cargo run --locked --release --bin hermes -- demo $(if $(IMAGE),--image $(IMAGE)) $(ARGS))
+
+test: ## Everything that CI runs: the checks, then all tests
+	@.ci/run
+
+check: ## Formatting, lints and dependency rules; warnings are errors
+	@$(call run,build,tools/check)
+
+bench: ## Index, read and file system benchmarks; prints tables
+	@$(call run,bench,for each in index read fs; do cargo run --locked --release --bin hermes -- bench $$each $(ARGS); done)
+
+fuzz: ## Fuzz every decoder for MINUTES each (default 10)
+	@$(call run,build,tools/fuzz $(MINUTES))
+
+clean-cache: ## Remove everything that was built or downloaded
+	rm -rf --one-file-system "$(HERMES_CACHE)"

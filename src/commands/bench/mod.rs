@@ -1,0 +1,33 @@
+//! `hermes bench`: this build, on this machine, against a peer or a limit in the same run.
+//!
+//! Every line is a ratio of two things measured in one run, because these figures are read on shared and noisy
+//! machines. Nothing is asserted: tests do not measure time.
+
+mod files;
+mod index;
+mod read;
+mod report;
+mod stage;
+mod workload;
+
+use clap::Subcommand;
+
+/// Commands of `hermes bench`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Building an index, against plain inflate and `gzip -dc`.
+    Index(index::IndexArgs),
+    /// Reading a cold file from a fast registry, against plain ranged HTTP and inflate.
+    Read(read::ReadArgs),
+    /// Reading present files in each way a tree can be shown, against ext4 on the same disk.
+    Fs(files::FilesArgs),
+}
+
+/// Runs a benchmark.
+pub(crate) async fn run(command: BenchCommand) -> anyhow::Result<()> {
+    match command {
+        BenchCommand::Index(args) => index::run(args).await,
+        BenchCommand::Read(args) => read::run(args).await,
+        BenchCommand::Fs(args) => files::run(args).await,
+    }
+}

@@ -1,0 +1,115 @@
+//! The demo's image, as an OCI layout on this machine.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use futures::StreamExt as _;
+use hermes_registry::oci::media_type;
+use hermes_registry::{LayoutWriter, WriteError};
+use hermes_snapshotter::control::FailureClass;
+
+use crate::commands::ImageArgs;
+use crate::output::{self, failure};
+
+/// What makes the image when none is given: the same script and recipe as `tools/images spark` in the source tree.
+const RECIPE: [(&str, &str); 4] = [
+    ("images", include_str!("../../../tools/images")),
+    ("recipes/spark/config.json", include_str!("../../../tools/recipes/spark/config.json")),
+    ("recipes/spark/entrypoint.sh", include_str!("../../../tools/recipes/spark/entrypoint.sh")),
+    ("recipes/spark/requirements.txt", include_str!("../../../tools/recipes/spark/requirements.txt")),
+];
+
+/// A layout with one image.
+pub(super) struct DemoLayout {
+    /// What the demo calls the image.
+    pub(super) name: String,
+    /// Where the layout is.
+    pub(super) path: PathBuf,
+}
+
+/// The layout of `image`, copied below `work` when it comes from a registry, made from packages when there is none.
+pub(super) async fn layout(image: Option<&str>, work: &Path, talk: bool) -> anyhow::Result<DemoLayout> {
+    match image {
+        None => make(work, talk),
+        Some(image) => copy(image, work).await,
+    }
+}
+
+fn make(work: &Path, talk: bool) -> anyhow::Result<DemoLayout> {
+    if talk {
+        eprintln!("making the image from packages, unless an earlier run has (a few minutes the first time) ...");
+    }
+    let tools = work.join("tools");
+    for (name, text) in RECIPE {
+        let path = tools.join(name);
+        std::fs::create_dir_all(path.parent().unwrap_or(&tools))?;
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let output = Command::new("bash")
+        .arg(tools.join("images"))
+        .arg("spark")
+        .stdin(Stdio::null())
+        .stderr(if talk { Stdio::inherit() } else { Stdio::piped() })
+        .output()
+        .context("cannot start bash")?;
+    if !output.status.success() {
+        bail!(
+            "the image could not be made ({}): {}; `make demo` installs what it needs, IMAGE=... takes another one",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or("see above")
+        );
+    }
+    let printed = String::from_utf8(output.stdout)?;
+    let path = printed.lines().last().context("the image's recipe did not say where it put the image")?;
+    Ok(DemoLayout {
+        name: "Apache Spark master (Debian, OpenJDK 17, Python, Spark 4)".to_owned(),
+        path: PathBuf::from(path),
+    })
+}
+
+/// Copies an image, so that it can be served behind the emulated link.
+async fn copy(image: &str, work: &Path) -> anyhow::Result<DemoLayout> {
+    let name = image.to_owned();
+    if let Some(path) = image.strip_prefix("oci:")
+        && Path::new(path).join("oci-layout").exists()
+    {
+        return Ok(DemoLayout { name, path: PathBuf::from(path) });
+    }
+    let args = ImageArgs { image: image.to_owned(), platform: None, plain_http: false };
+    let (origin, resolved) = crate::commands::index::resolve(&args).await?;
+    let path = work.join("layout");
+    let local = |error: WriteError| failure(FailureClass::Local, error.to_string());
+    let writer = LayoutWriter::create(&path).map_err(local)?;
+    let bar = output::byte_bar(resolved.layers.iter().map(|layer| layer.len_bytes).sum(), "copying the image");
+    for layer in &resolved.layers {
+        let mut blob = writer.blob().map_err(local)?;
+        let mut body = std::pin::pin!(origin.read_all(layer, (Instant::now() + super::LAYER_TIMEOUT).into()));
+        while let Some(piece) = body.next().await {
+            let piece = piece?;
+            bar.inc(piece.len() as u64);
+            blob.copy_from(piece.as_ref()).map_err(local)?;
+        }
+        let written = blob.finish(&layer.media_type).map_err(local)?;
+        if written.digest.0 != layer.layer.0 {
+            return Err(failure(
+                FailureClass::Corrupt,
+                format!("{image}: layer {} came with other bytes", layer.layer),
+            ));
+        }
+    }
+    bar.finish_and_clear();
+    writer.document(media_type::OCI_CONFIG, &resolved.config_bytes).map_err(local)?;
+    let manifest =
+        writer.document(&manifest_type(&resolved.manifest_bytes), &resolved.manifest_bytes).map_err(local)?;
+    writer.tag(manifest, "latest").map_err(local)?;
+    Ok(DemoLayout { name, path })
+}
+
+/// What a manifest says it is; OCI's where it does not say (image-spec, manifest.md, `mediaType`).
+fn manifest_type(manifest: &[u8]) -> String {
+    let parsed: Option<serde_json::Value> = serde_json::from_slice(manifest).ok();
+    let named = parsed.as_ref().and_then(|manifest| manifest.get("mediaType")?.as_str());
+    named.unwrap_or(media_type::OCI_MANIFEST).to_owned()
+}

@@ -1,0 +1,104 @@
+//! The commands. Each file reads its arguments, asks the crates, and says what came of it.
+
+mod bench;
+mod child;
+mod demo;
+mod index;
+mod mount;
+mod node;
+mod registry;
+mod status;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Container images that start on cold nodes as if they were already there.
+#[derive(Debug, Parser)]
+#[command(name = "hermes", version, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// Say more: once for what happens, twice for why, three times for every chunk.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+impl Cli {
+    /// How often `-v` was given.
+    pub(crate) fn verbosity(&self) -> u8 {
+        self.verbose
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what Hermes does, on a real image, in a few minutes.
+    Demo(demo::DemoArgs),
+    /// Build, look into, and check the index of an image.
+    #[command(subcommand)]
+    Index(index::IndexCommand),
+    /// Mount an image; its files are fetched when they are read.
+    Mount(mount::MountArgs),
+    /// Unmount what `hermes mount` has mounted.
+    Unmount(mount::UnmountArgs),
+    /// Fetch what is missing of a mounted image, so that it can be shown without a daemon.
+    Complete(mount::CompleteArgs),
+    /// Show images, what is present of them, where bytes came from, and who waits.
+    Status(status::StatusArgs),
+    /// Run the node's daemon in the foreground. `hermes mount` starts one by itself.
+    Node(node::NodeArgs),
+    /// Serve images from a folder, for tests, demonstrations and air-gapped nodes.
+    #[command(subcommand)]
+    Registry(registry::RegistryCommand),
+    /// Measure this build on this machine, against a peer or a limit in the same run.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+}
+
+/// Where a node keeps its state; shared by the commands that talk to its daemon.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StateArgs {
+    /// The folder with the node's store, keys and socket.
+    #[arg(long, value_name = "DIR", env = "HERMES_STATE", default_value = "/var/lib/hermes")]
+    pub(crate) state: PathBuf,
+}
+
+/// Which image, and how to reach it.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ImageArgs {
+    /// A registry reference, such as registry.example/team/app:1.2, or oci:PATH[:TAG].
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+    /// The platform, as os/architecture[/variant]; this machine's when absent.
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
+    /// Speak plain HTTP to the registry. Registries on loopback are spoken to so anyway.
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+}
+
+/// How long the end of the process waits for work on blocking threads.
+const DRAIN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Runs the command.
+pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("hermes").build()?;
+    let result = runtime.block_on(async move {
+        match cli.command {
+            Command::Demo(args) => demo::run(args).await,
+            Command::Index(command) => index::run(command).await,
+            Command::Mount(args) => mount::mount(args).await,
+            Command::Unmount(args) => mount::unmount(args).await,
+            Command::Complete(args) => mount::complete(args).await,
+            Command::Status(args) => status::run(args).await,
+            Command::Node(args) => node::run(args).await,
+            Command::Registry(command) => registry::run(command).await,
+            Command::Bench(command) => bench::run(command).await,
+        }
+    });
+    // What still runs on blocking threads uses the store, whose library must not be torn down under it: exiting at once
+    // aborted now and then. Nothing there waits for the network, so this is a matter of milliseconds.
+    runtime.shutdown_timeout(DRAIN_TIMEOUT);
+    result
+}

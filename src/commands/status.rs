@@ -1,0 +1,78 @@
+//! `hermes status`.
+
+use clap::Args;
+use hermes_snapshotter::control::{self, Answer, Request};
+use hermes_snapshotter::status::NodeStatus;
+
+use super::StateArgs;
+use super::mount::expect_done;
+use crate::output;
+
+/// Arguments of `hermes status`.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    state: StateArgs,
+    /// Print the answer as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shows how things stand.
+pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<()> {
+    let answer = expect_done(control::ask(&std::path::absolute(&args.state.state)?, &Request::Status, |_| ()).await)?;
+    let Answer::Status(status) = answer else { anyhow::bail!("the daemon answered something else: {answer:?}") };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        print!("{}", render(&status));
+    }
+    Ok(())
+}
+
+fn render(status: &NodeStatus) -> String {
+    let mut out = String::new();
+    let budget = status
+        .store_budget_bytes
+        .map_or_else(|| "no budget".to_owned(), |budget| format!("of {}", output::bytes(budget)));
+    out += &format!(
+        "hermes {} (pid {}), {} memory, store {} ({budget}), waiting reads: {} demand, {} prefetch\n",
+        status.version,
+        status.pid,
+        output::bytes(status.memory_bytes),
+        output::bytes(status.store_bytes),
+        status.waiting.demand,
+        status.waiting.prefetch
+    );
+    let ways = status.ways.iter().map(|way| {
+        let mark = if way.available { "yes" } else { "no" };
+        format!("{} {mark} ({})", way.way, way.detail)
+    });
+    out += &format!("ways to show a tree: {}\n", ways.collect::<Vec<_>>().join(", "));
+    if let Some(peer_id) = &status.peer_id {
+        out += &format!("peer {peer_id} at {}\n", status.listen.join(", "));
+    }
+    if status.images.is_empty() {
+        out += "\nno image is mounted\n";
+    } else {
+        let rows = status.images.iter().map(|image| {
+            vec![
+                image.reference.clone(),
+                image.dir.clone(),
+                image.way.to_string(),
+                format!("{:.1} %", image.percent_present()),
+                output::bytes(image.total_bytes),
+                output::bytes(image.sources.local_bytes),
+                output::bytes(image.sources.peer_bytes),
+                output::bytes(image.sources.registry_bytes),
+            ]
+        });
+        let header = ["image", "at", "way", "present", "size", "local", "peer", "registry"];
+        out += &format!("\n{}\n", output::table(&header, rows.collect()));
+    }
+    if !status.peers.is_empty() {
+        let peers: Vec<_> = status.peers.iter().map(|peer| peer.id.as_str()).collect();
+        out += &format!("\nconnected peers: {}\n", peers.join(", "));
+    }
+    out
+}

@@ -1,0 +1,228 @@
+//! Writes the first inputs of every target's corpus from real structures: `seeds FOLDER`.
+//!
+//! Tars, compressed layers and refused layers are those of `hermes_tests::odd`; everything else is made of them by the
+//! code that makes it in production.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use hermes_fuzz::parts::join;
+use hermes_fuzz::{INPUT_LEN_MAX_BYTES, STATEMENT_KEY_SEED};
+use hermes_image::build::{Expect, LayerBuilder, LayerIndex, Options, SpanLimits};
+use hermes_image::erofs;
+use hermes_image::ids::{ArtifactId, ChunkNo, DiffId, Digest, LayerId, SpanNo};
+use hermes_image::index::wire;
+use hermes_image::merge::merge;
+use hermes_image::runs::Runs;
+use hermes_image::statement::{LayerStatement, SigningKey, Statement};
+use hermes_p2p::exchange::codec::{Accept, Answer, Class, Encoding, LENGTH_LEN_BYTES, Reason, Request};
+use hermes_tests::compress::{Compression, compress};
+use hermes_tests::odd;
+use hermes_tests::tarball::{Entry, Tarball};
+use sha2::{Digest as _, Sha256};
+
+/// Chunks that the seeds of the exchange count.
+const CHUNK_COUNT: u32 = 10_000;
+
+struct Corpus {
+    folder: PathBuf,
+    written: BTreeSet<Vec<u8>>,
+}
+
+impl Corpus {
+    fn add(&mut self, target: &str, name: &str, data: Vec<u8>) -> Result<()> {
+        if data.len() > INPUT_LEN_MAX_BYTES || !self.written.insert([target.as_bytes(), &data].concat()) {
+            return Ok(());
+        }
+        let folder = self.folder.join(target);
+        fs::create_dir_all(&folder)?;
+        let path = folder.join(name);
+        fs::write(&path, data).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+fn main() -> Result<()> {
+    let folder = env::args_os().nth(1).context("usage: seeds FOLDER")?;
+    let mut corpus = Corpus { folder: Path::new(&folder).to_owned(), written: BTreeSet::new() };
+    for image in odd::images(1) {
+        let mut tables = Vec::new();
+        for (no, layer) in image.layers.iter().enumerate() {
+            let name = format!("{}-{no}", image.tag);
+            tars(&mut corpus, &name, &layer.tar)?;
+            if layer.tar.len() > 4 * INPUT_LEN_MAX_BYTES {
+                continue;
+            }
+            let blob = compress(&layer.tar, &layer.compression)?;
+            if let Some(index) = layer_of(&mut corpus, &name, &blob, &layer.tar)? {
+                tables.push(index.toc);
+            }
+        }
+        let Ok(tree) = merge(&tables) else { continue };
+        if let Ok(image_bytes) = erofs::write(&tree) {
+            corpus.add("erofs_reader", &image.tag, image_bytes)?;
+        }
+        let few: Vec<&[u8]> = tables.iter().take(3).map(|toc| toc.bytes().as_ref()).collect();
+        if !few.is_empty() {
+            let mut parts = few.clone();
+            parts.resize(3, &[]);
+            corpus.add("merge", &image.tag, [&[few.len() as u8 - 1], join(&parts).as_slice()].concat())?;
+        }
+    }
+    for refused in odd::refused(1) {
+        tars(&mut corpus, refused.tag, &refused.tar)?;
+    }
+    spans(&mut corpus)?;
+    sets(&mut corpus)?;
+    statements(&mut corpus)?;
+    messages(&mut corpus)
+}
+
+fn tars(corpus: &mut Corpus, name: &str, tar: &[u8]) -> Result<()> {
+    let cut = &tar[..tar.len().min(5 * 1024)];
+    corpus.add("tar", name, cut.to_vec())?;
+    corpus.add("tar_pushes", name, [&[1; 8], &cut[..cut.len().min(2048)]].concat())?;
+    corpus.add("layer_builder", &format!("sealed-{name}"), [&[5], &cut[..cut.len().min(2048)]].concat())
+}
+
+fn index_of(blob: &[u8], tar: &[u8]) -> Result<LayerIndex> {
+    let layer = LayerId(Sha256::digest(blob).into());
+    let diff_id = DiffId(Sha256::digest(tar).into());
+    let expect = Expect { layer, diff_id, compressed_len_bytes: blob.len() as u64 };
+    let spans = SpanLimits { min_len_bytes: 32 * 1024, max_len_bytes: 64 * 1024 };
+    let mut builder = LayerBuilder::new(expect, Options { threads: 1, spans, ..Options::default() })?;
+    builder.push(blob)?;
+    Ok(builder.finish()?)
+}
+
+/// Everything that is made of one layer.
+fn layer_of(corpus: &mut Corpus, name: &str, blob: &[u8], tar: &[u8]) -> Result<Option<LayerIndex>> {
+    let target = match blob.get(..2) {
+        Some([0x1f, 0x8b]) => "inflate_gzip",
+        Some([0x28, 0xb5]) => "inflate_zstd",
+        _ => "tar",
+    };
+    if target != "tar" && blob.len() <= 6 * 1024 {
+        corpus.add(target, name, [&[1; 4], blob].concat())?;
+    }
+    if blob.len() <= 6 * 1024 {
+        corpus.add("layer_builder", name, [&[0], blob].concat())?;
+    }
+    let Ok(index) = index_of(blob, tar) else { return Ok(None) };
+    corpus.add("toc", name, index.toc.bytes().to_vec())?;
+    corpus.add("chunk_table", name, index.chunks.bytes().to_vec())?;
+    corpus.add("seek_table", name, index.seek.bytes().to_vec())?;
+    corpus.add("wire", name, wire::pack(index.toc.bytes()))?;
+    Ok(Some(index))
+}
+
+/// Layers of several spans, in every compression.
+fn spans(corpus: &mut Corpus) -> Result<()> {
+    let text: Vec<u8> = (0..30_000_u64).flat_map(|line| format!("line {}\n", line % 977).into_bytes()).collect();
+    let tar = Tarball::of([Entry::file("text", text), Entry::file("small", *b"and little")]);
+    for (no, kind) in Compression::all().into_iter().enumerate() {
+        let blob = compress(&tar, &kind)?;
+        let index = index_of(&blob, &tar)?;
+        corpus.add("seek_table", &format!("spans-{no}"), index.seek.bytes().to_vec())?;
+        corpus.add("chunk_table", &format!("spans-{no}"), index.chunks.bytes().to_vec())?;
+        if let Some(name) = (blob.len() <= 24 * 1024).then(|| format!("spans-{no}")) {
+            corpus.add("layer_builder", &name, [&[0], blob.as_slice()].concat())?;
+        }
+        for span in (0..index.seek.count()).take(3) {
+            let window = index.seek.window_range(SpanNo(span));
+            let blob_range = index.seek.blob_range(span..span + 1);
+            let parts = join(&[
+                index.seek.bytes(),
+                index.chunks.bytes(),
+                &index.windows[window.start as usize..window.end as usize],
+                &blob[blob_range.start as usize..blob_range.end as usize],
+            ]);
+            if parts.len() <= 12 * 1024 {
+                corpus.add(
+                    "span_decoder",
+                    &format!("spans-{no}-{span}"),
+                    [&[span as u8, 1, 99], parts.as_slice()].concat(),
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn sets(corpus: &mut Corpus) -> Result<()> {
+    let sets =
+        [Runs::new(), Runs::one(0..1), Runs::one(5..9000), (0..40).map(|no| no * 100..no * 100 + no + 1).collect()];
+    for (no, set) in sets.iter().enumerate() {
+        let mut data = CHUNK_COUNT.to_le_bytes().to_vec();
+        data.push(255);
+        set.encode(&mut data);
+        sets[sets.len() - 1 - no].encode(&mut data);
+        corpus.add("runs", &format!("set-{no}"), data)?;
+    }
+    Ok(())
+}
+
+fn statements(corpus: &mut Corpus) -> Result<()> {
+    let artifact = |no: u8| ArtifactId([no; 32]);
+    let layer = |no: u8| LayerStatement {
+        layer: LayerId([no; 32]),
+        diff_id: DiffId([no; 32]),
+        blob_len_bytes: 12_345,
+        logical_len_bytes: 54_321,
+        toc: artifact(1),
+        chunks: artifact(2),
+        seek: artifact(3),
+        windows: artifact(4),
+    };
+    for (name, layers) in [("no-layers", Vec::new()), ("two-layers", vec![layer(7), layer(8)])] {
+        let statement = Statement::new(Digest([0x11; 32]), "linux/arm64/v8".to_owned(), layers);
+        let signed = SigningKey::from_seed(&STATEMENT_KEY_SEED).sign(&statement);
+        corpus.add("statement", &format!("signed-{name}"), signed)?;
+        corpus.add("statement", &format!("text-{name}"), serde_json::to_vec(&statement)?)?;
+    }
+    Ok(())
+}
+
+fn messages(corpus: &mut Corpus) -> Result<()> {
+    let (layer, table) = (DiffId([1; 32]), ArtifactId([2; 32]));
+    let chunks: Runs = [0..3, 10..11, 700..900].into_iter().collect();
+    let get = |class, accept| Request::Get { layer, table, class, accept, chunks: chunks.clone() };
+    let requests = [
+        Request::Hello { version: 1 },
+        Request::Have { layer, table },
+        get(Class::Demand, Accept::Plain),
+        get(Class::Prefetch, Accept::Zstd),
+        Request::Artifact { id: table, offset: 3, len: 70_000 },
+        Request::Statement { manifest: Digest([3; 32]) },
+        Request::Watch { layer, table },
+    ];
+    let answers = [
+        Answer::Hello { version: 1 },
+        Answer::HaveMap { cut_short: true, chunks: chunks.clone() },
+        Answer::HaveMore { chunks: chunks.clone() },
+        Answer::Data { chunk: ChunkNo(9), encoding: Encoding::Zstd, body: Bytes::from_static(b"a chunk") },
+        Answer::Lacks { chunks },
+        Answer::Blob { total_len_bytes: 1 << 33 },
+        Answer::Piece { body: Bytes::from_static(b"a piece") },
+        Answer::End,
+        Answer::NotFound,
+        Answer::Busy { retry_after_ms: 250 },
+        Answer::Denied,
+        Answer::Error { reason: Reason::Flood },
+    ];
+    let mut add = |name: String, encode: &dyn Fn(&mut Vec<u8>)| {
+        let mut frame = Vec::new();
+        encode(&mut frame);
+        let data = [&CHUNK_COUNT.to_le_bytes(), &frame[LENGTH_LEN_BYTES..]].concat();
+        corpus.add("exchange_codec", &name.to_lowercase(), data)
+    };
+    for (no, request) in requests.iter().enumerate() {
+        add(format!("request-{no}-{}", request.name()), &|out| request.encode(out))?;
+    }
+    for (no, answer) in answers.iter().enumerate() {
+        add(format!("answer-{no}-{}", answer.name()), &|out| answer.encode(out))?;
+    }
+    Ok(())
+}
