@@ -81,6 +81,12 @@ impl Runs {
         after > 0 && self.runs[after - 1].end > chunk
     }
 
+    /// Whether some of `range` is in the set.
+    pub fn intersects(&self, range: &ChunkRange) -> bool {
+        let after = self.runs.partition_point(|run| run.end <= range.start);
+        self.runs.get(after).is_some_and(|run| run.start < range.end) && !range.is_empty()
+    }
+
     /// Whether all of `range` is in the set. True for an empty range.
     pub fn contains_all(&self, range: ChunkRange) -> bool {
         if range.is_empty() {

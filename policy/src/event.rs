@@ -145,7 +145,8 @@ pub enum Event {
         /// When to give up.
         deadline: Instant,
     },
-    /// A demand read was answered from chunks that are here. A hint for readahead: it may be dropped.
+    /// A demand read was answered from chunks that are here, among them one of [`Action::Watch`]. A hint for
+    /// readahead: it may be dropped.
     ReadHit {
         /// The layer.
         layer: DiffId,
@@ -275,6 +276,16 @@ pub enum Action {
     FindSpans {
         /// The layer.
         layer: DiffId,
+    },
+    /// Report the next read that finds the chunk there, as [`Event::ReadHit`]. Replaces the earlier request of the
+    /// same layer and place.
+    Watch {
+        /// The layer.
+        layer: DiffId,
+        /// Which of the layer's marks is moved; below [`crate::limits::Limits::readahead_streams`].
+        place: usize,
+        /// The chunk.
+        chunk: u32,
     },
     /// The peer sent wrong bytes: drop its connection, refuse it, report it.
     Ban {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use hermes_image::chunk::CHUNK_LEN_BYTES;
 use hermes_image::ids::ChunkRange;
 use hermes_image::index::chunks::{CHUNK_ALIGN_BYTES, CHUNK_COUNT_MAX, CHUNK_LEN_MAX_BYTES, ChunkTable};
 use thiserror::Error;
@@ -147,6 +148,18 @@ impl LayerGeometry {
         after as u32 - 1
     }
 
+    /// The part of `run` that is of the same file as its first chunk, as far as lengths tell: a long file is cut every
+    /// [`CHUNK_LEN_BYTES`], so it ends with the first chunk of another length. When neither the first chunk nor the one
+    /// before it has that length they tell nothing (it may hold many small files), and all of `run` is meant.
+    pub fn same_file(&self, run: ChunkRange) -> ChunkRange {
+        let is_cut = |chunk: u32| self.len_bytes(&(chunk..chunk + 1)) == CHUNK_LEN_BYTES;
+        if !is_cut(run.start) && !run.start.checked_sub(1).is_some_and(is_cut) {
+            return run;
+        }
+        let last = run.clone().find(|chunk| !is_cut(*chunk));
+        run.start..last.map_or(run.end, |last| last + 1)
+    }
+
     /// The span that holds `chunk`, while spans are known.
     pub(crate) fn span_of(&self, chunk: u32) -> Option<u32> {
         let after = self.spans.as_ref()?.partition_point(|span| span.first_chunk <= chunk);
@@ -204,6 +217,15 @@ mod tests {
             (10..90, 10..40, 0..0)
         );
         assert_eq!((layer.first_span_beyond(0, 40), layer.first_span_beyond(0, 90)), (1, 2));
+    }
+
+    #[test]
+    fn a_file_ends_with_the_first_chunk_of_another_length() {
+        let layer = LayerGeometry::new([512, 65_536, 65_536, 1_024, 65_536, 65_536]).expect("valid");
+        assert_eq!(
+            [0..6, 1..6, 1..3, 3..6, 4..6, 6..6].map(|run| layer.same_file(run)),
+            [0..6, 1..4, 1..3, 3..4, 4..6, 6..6]
+        );
     }
 
     #[test]

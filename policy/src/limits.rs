@@ -132,9 +132,12 @@ pub struct Limits {
     pub busy_patience: Duration,
     /// After which spans that did not come are asked for again.
     pub spans_wait: Duration,
-    /// Bytes before a chunk in a prefetch ask under way up to which a demand read joins it rather than asks anew.
+    /// Bytes before a chunk in a prefetch ask under way up to which a demand read joins it, rather than asks anew,
+    /// however slow it is.
     pub join_bytes: u64,
-    /// How long a demand read that joined a prefetch ask waits for its first sign of life.
+    /// How long a demand read waits for a prefetch ask that it joined: for its first sign of life, and for the bytes
+    /// before its own at the speed that the ask has shown. Asking anew costs a round trip and decodes part of a span
+    /// twice.
     pub join_wait: Duration,
 
     /// Expected latency of a peer that was never asked.

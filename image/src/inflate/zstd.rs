@@ -3,7 +3,7 @@
 //! Skippable frames (such as the tables of `zstd:chunked`) are passed over by libzstd. A frame cannot be entered in
 //! its middle: its state is entropy tables, repeat offsets and a window of megabytes, which libzstd does not show.
 
-use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
+use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name, get_frame_content_size};
 
 use super::{Boundary, InflateError, Step};
 
@@ -12,9 +12,13 @@ use super::{Boundary, InflateError, Step};
 /// hostile frame header can make the decoder allocate.
 pub(super) const WINDOW_LOG_MAX: u32 = 27;
 
+/// Longest header of a frame, in bytes (`ZSTD_FRAMEHEADERSIZE_MAX` of libzstd, RFC 8878 section 3.1.1).
+const HEADER_LEN_MAX_BYTES: usize = 18;
+
 /// A zstd decoder that stops after every frame.
 pub(super) struct ZstdDecoder {
     context: DCtx<'static>,
+    frame: Frame,
     /// Whether the next byte begins a frame.
     between_frames: bool,
 }
@@ -24,7 +28,7 @@ impl ZstdDecoder {
     pub(super) fn new() -> Result<Self, InflateError> {
         let mut context = DCtx::try_create().ok_or(InflateError::Memory)?;
         context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)).map_err(refused)?;
-        Ok(Self { context, between_frames: true })
+        Ok(Self { context, frame: Frame::default(), between_frames: true })
     }
 
     /// See [`super::Decoder::step`].
@@ -35,7 +39,11 @@ impl ZstdDecoder {
         let mut source = InBuffer::around(input);
         let mut target = OutBuffer::around(output);
         let hint = self.context.decompress_stream(&mut target, &mut source).map_err(refused)?;
+        self.frame.note(&input[..source.pos()], target.pos());
         self.between_frames = hint == 0;
+        if self.between_frames {
+            std::mem::take(&mut self.frame).check()?;
+        }
         let boundary = self.between_frames.then_some(Boundary::Start);
         Ok(Step { consumed: source.pos(), produced: target.pos(), boundary })
     }
@@ -49,6 +57,37 @@ impl ZstdDecoder {
     /// Whether the input may end here.
     pub(super) fn is_complete(&self) -> bool {
         self.between_frames
+    }
+}
+
+/// What is known of the frame that is being decoded.
+///
+/// libzstd compares the length that a frame declares with the one it has only when it gets the whole frame at once, so
+/// that what it accepts would depend on how the bytes are cut. This compares them always.
+#[derive(Default)]
+struct Frame {
+    head: [u8; HEADER_LEN_MAX_BYTES],
+    head_len: usize,
+    produced_bytes: u64,
+}
+
+impl Frame {
+    /// Takes what the decoder has consumed and produced.
+    fn note(&mut self, consumed: &[u8], produced: usize) {
+        let len = consumed.len().min(self.head.len() - self.head_len);
+        self.head[self.head_len..self.head_len + len].copy_from_slice(&consumed[..len]);
+        self.head_len += len;
+        self.produced_bytes += produced as u64;
+    }
+
+    /// The frame is over.
+    fn check(&self) -> Result<(), InflateError> {
+        match get_frame_content_size(&self.head[..self.head_len]) {
+            Ok(Some(declared)) if declared != self.produced_bytes => {
+                Err(InflateError::Zstd { reason: "a frame has another length than its header says" })
+            }
+            _ => Ok(()),
+        }
     }
 }
 

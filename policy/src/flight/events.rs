@@ -48,7 +48,7 @@ impl Flight {
                 self.read_needs(read, layer, chunks, class, deadline, turn);
             }
             Event::ReadHit { layer, first_chunk, end_chunk } => {
-                self.read_ahead(layer, &Runs::one(first_chunk..end_chunk));
+                self.read_ahead(layer, &Runs::one(first_chunk..end_chunk), turn);
             }
             Event::ReadCancelled { read } => {
                 self.remove_read(read, turn);
@@ -176,7 +176,7 @@ impl Flight {
             return;
         }
         if class == Class::Demand {
-            self.read_ahead(layer, &chunks);
+            self.read_ahead(layer, &chunks, turn);
         }
         let beyond = chunks.iter().next_back().map_or(0, |run| run.end);
         let record = self.layers.get(&layer).filter(|record| beyond <= record.geometry.chunk_count());
@@ -218,10 +218,12 @@ impl Flight {
         }
     }
 
-    fn read_ahead(&mut self, layer: DiffId, chunks: &Runs) {
+    fn read_ahead(&mut self, layer: DiffId, chunks: &Runs, turn: &mut Turn<'_>) {
         let Some(record) = self.layers.get_mut(&layer) else { return };
         let Some(run) = chunks.first().filter(|run| run.end <= record.geometry.chunk_count()) else { return };
-        let ahead = Runs::one(record.readahead.read(&run, &record.geometry, &self.limits)).difference(&record.have);
+        let next = record.readahead.read(&run, &record.geometry, &self.limits);
+        turn.out.extend(next.mark.map(|(place, chunk)| Action::Watch { layer, place, chunk }));
+        let ahead = Runs::one(next.chunks).difference(&record.have);
         if !ahead.is_empty() {
             record.ahead.insert_all(&ahead);
             self.ahead_layers.insert(layer);
@@ -241,6 +243,7 @@ impl Flight {
             let Some(ask) = self.asks.get_mut(id) else { continue };
             let brought = ask.chunks.intersection(&chunks);
             if !brought.is_empty() {
+                ask.brought_bytes += brought.iter().map(|run| record.geometry.len_bytes(&run)).sum::<u64>();
                 ask.chunks.remove_all(&brought);
                 record.leased.remove_all(&brought);
                 ask.renew(turn.now);

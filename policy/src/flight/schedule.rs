@@ -152,7 +152,8 @@ impl Flight {
             let Some(head) = ask.chunks.first().filter(|_| !far.is_empty()) else { continue };
             let patient_until = ask.sent + self.limits.join_wait;
             if ask.first_sign.is_some() || now < patient_until {
-                let near_end = record.geometry.start_bytes(head.start).saturating_add(self.limits.join_bytes);
+                let near = ask.joinable_bytes(now, &self.limits);
+                let near_end = record.geometry.start_bytes(head.start).saturating_add(near);
                 let near = head.start..record.geometry.chunk_at(near_end).max(head.start + 1);
                 let before = far.chunk_count();
                 far.remove(near);
@@ -429,6 +430,7 @@ impl Flight {
             class,
             chunks,
             bytes,
+            brought_bytes: 0,
             sent,
             first_sign: None,
             silence,

@@ -47,6 +47,8 @@ pub(super) struct Ask {
     pub(super) chunks: Runs,
     /// Bytes that were asked for, for the books of the source.
     pub(super) bytes: u64,
+    /// Logical bytes that it has brought so far.
+    pub(super) brought_bytes: u64,
     pub(super) sent: Instant,
     pub(super) first_sign: Option<Instant>,
     /// Longest silence before the lease ends.
@@ -61,6 +63,15 @@ impl Ask {
     pub(super) fn renew(&mut self, now: Instant) {
         self.first_sign.get_or_insert(now);
         self.lease_until = now + self.silence;
+    }
+
+    /// How far behind its head a demand read may find a chunk and still wait for it, in logical bytes: what it brings
+    /// within [`Limits::join_wait`] at its speed so far, and no less than [`Limits::join_bytes`].
+    pub(super) fn joinable_bytes(&self, now: Instant, limits: &Limits) -> u64 {
+        let Some(since) = self.first_sign else { return limits.join_bytes };
+        let elapsed = now.since(since).as_nanos().max(1);
+        let soon = u128::from(self.brought_bytes) * limits.join_wait.as_nanos() / elapsed;
+        u64::try_from(soon).unwrap_or(u64::MAX).max(limits.join_bytes)
     }
 
     /// Whether a demand read may take chunks out of this ask's lease.

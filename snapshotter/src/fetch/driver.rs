@@ -18,7 +18,7 @@ use hermes_policy::flight::Flight;
 use hermes_policy::limits::Limits;
 use hermes_policy::rng::Rng;
 use hermes_store::Store;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::asks::{self, Ask};
@@ -41,6 +41,7 @@ pub struct FetchConfig {
 /// Starts the driver on the current runtime. It ends when the last handle is dropped.
 pub fn spawn(config: FetchConfig) -> FetchHandle {
     let (commands, queue) = mpsc::channel(COMMANDS_MAX);
+    let (completed, completions) = watch::channel(());
     let driver = Driver {
         flight: Flight::new(config.limits.clone()),
         rng: Rng::new(config.seed),
@@ -51,10 +52,11 @@ pub fn spawn(config: FetchConfig) -> FetchHandle {
         asks: BTreeMap::new(),
         peers: PeerNumbers::default(),
         reports: commands.downgrade(),
+        completed,
         config,
     };
     tokio::spawn(driver.run(queue));
-    FetchHandle::new(commands)
+    FetchHandle::new(commands, completions)
 }
 
 struct Waiting {
@@ -76,6 +78,7 @@ struct Driver {
     peers: PeerNumbers,
     /// Weak, so that the asks' way back does not keep the driver alive.
     reports: mpsc::WeakSender<Command>,
+    completed: watch::Sender<()>,
 }
 
 /// Numbers for peers, as the policy wants them; never given twice.
@@ -145,6 +148,9 @@ impl Driver {
                 self.reads.remove(&read);
                 self.tell(Event::ReadCancelled { read });
             }
+            Command::Hit { layer, chunks } => {
+                self.tell(Event::ReadHit { layer, first_chunk: chunks.start, end_chunk: chunks.end });
+            }
             Command::Evicted { layer, chunks } => self.tell(Event::Evicted { layer, chunks }),
             Command::Arrived { layer, chunks, overflow } => self.arrived(layer, chunks, &overflow),
             Command::Progress { ask } => self.tell(Event::AskProgress { ask }),
@@ -204,6 +210,9 @@ impl Driver {
         let kept = chunks.difference(&passed);
         if !kept.is_empty() {
             self.tell(Event::Arrived { layer, chunks: kept });
+            if self.layers.get(&layer).is_some_and(|open| open.layer.is_complete()) {
+                self.completed.send_replace(());
+            }
             if let Some(peers) = &self.config.peers {
                 peers.grown(layer);
             }
@@ -277,6 +286,11 @@ impl Driver {
             Action::FindSpans { layer } => {
                 if let Some(open) = self.layers.get(&layer).cloned() {
                     self.spawn_detached(|work| asks::spans(work, open));
+                }
+            }
+            Action::Watch { layer, place, chunk } => {
+                if let Some(open) = self.layers.get(&layer) {
+                    open.marks.set(place, open.layer.table().range(ChunkNo(chunk)).start);
                 }
             }
             Action::Ban { peer, until } => {

@@ -14,6 +14,7 @@ use hermes_policy::geometry::{GeometryError, LayerGeometry, Span};
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 
+use super::Marks;
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::origin::{LayerDescriptor, Origin};
 use crate::status::BySource;
@@ -121,6 +122,8 @@ pub struct OpenLayer {
     pub spans_from: SpanIndexSource,
     /// Where its bytes came from.
     pub counters: SourceCounters,
+    /// Where its readers should be heard of.
+    pub marks: Arc<Marks>,
     geometry: RwLock<Arc<LayerGeometry>>,
     warned_of_full_store: Mutex<Option<Instant>>,
     spans: tokio::sync::OnceCell<Arc<SpanIndex>>,
@@ -133,6 +136,7 @@ impl OpenLayer {
     /// When the chunk table describes no layer.
     pub fn new(
         layer: Arc<hermes_store::Layer>,
+        marks: Arc<Marks>,
         image: String,
         origin: Option<LayerOrigin>,
         spans_from: SpanIndexSource,
@@ -144,6 +148,7 @@ impl OpenLayer {
             origin,
             spans_from,
             counters: SourceCounters::default(),
+            marks,
             geometry: RwLock::new(Arc::new(geometry)),
             warned_of_full_store: Mutex::new(None),
             spans: tokio::sync::OnceCell::new(),

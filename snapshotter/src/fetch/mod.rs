@@ -11,6 +11,7 @@
 mod asks;
 mod driver;
 mod layer;
+mod marks;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,17 +19,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
-use hermes_image::ids::{ChunkNo, DiffId};
+use hermes_image::ids::{ChunkNo, ChunkRange, DiffId};
 use hermes_image::runs::Runs;
 use hermes_p2p::PeerId;
 use hermes_policy::class::ErrorClass;
 use hermes_policy::event::{AskId, FailReason, Outcome, ReadId, Source, Status};
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use driver::{FetchConfig, OriginNumbers, spawn};
 pub use hermes_policy::class::Class;
 pub use layer::{LayerOrigin, OpenLayer, SpanIndex, SpanIndexError, SpanIndexSource};
+pub use marks::Marks;
 
 /// Commands that wait for the driver: reads of both FUSE threads and reports of all asks, with room. When it is full,
 /// readers and asks wait; the driver itself never does.
@@ -135,6 +137,7 @@ pub(crate) enum Command {
     Close { layer: DiffId },
     Need { read: ReadId, layer: DiffId, chunks: Runs, class: Class, deadline: Instant, done: oneshot::Sender<Answer> },
     Withdraw { read: ReadId },
+    Hit { layer: DiffId, chunks: ChunkRange },
     Evicted { layer: DiffId, chunks: Runs },
     Arrived { layer: DiffId, chunks: Runs, overflow: Vec<(ChunkNo, Bytes)> },
     Progress { ask: AskId },
@@ -152,11 +155,17 @@ type Answer = Result<Delivered, FetchError>;
 pub struct FetchHandle {
     commands: mpsc::Sender<Command>,
     next_read: Arc<AtomicU64>,
+    completions: watch::Receiver<()>,
 }
 
 impl FetchHandle {
-    fn new(commands: mpsc::Sender<Command>) -> Self {
-        Self { commands, next_read: Arc::default() }
+    fn new(commands: mpsc::Sender<Command>, completions: watch::Receiver<()>) -> Self {
+        Self { commands, next_read: Arc::default(), completions }
+    }
+
+    /// Changes whenever a layer has become complete, and is closed when the driver has ended.
+    pub fn completions(&self) -> watch::Receiver<()> {
+        self.completions.clone()
     }
 
     /// Waits until `chunks` of `layer` are in the store; what the store cannot take is handed over.
@@ -174,6 +183,12 @@ impl FetchHandle {
         let answer = answer.await;
         withdrawal.read = None;
         answer.unwrap_or(Err(FetchError::Ended))
+    }
+
+    /// Tells that a read has found `chunks` in the store and reached one of the layer's [`Marks`]. Never waits: a
+    /// report that finds the driver too busy is lost, and readahead begins anew at the next miss.
+    pub fn hit(&self, layer: DiffId, chunks: ChunkRange) {
+        let _ = self.commands.try_send(Command::Hit { layer, chunks });
     }
 
     /// Opens `layer`: its chunks can be needed from when this returns. Not cancel safe in that the layer may be open

@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use hermes_store::Read;
 use parking_lot::Mutex;
 use thiserror::Error;
 
-use crate::fetch::{Class, Delivered, FetchError, FetchHandle};
+use crate::fetch::{Class, Delivered, FetchError, FetchHandle, Marks};
 
 /// How often a read starts over because chunks that had come were evicted before it could copy them.
 const REFILL_MAX: u32 = 8;
@@ -38,12 +39,21 @@ pub struct LayerFile {
     pub layer: Arc<hermes_store::Layer>,
     /// Where missing chunks come from.
     pub fetch: FetchHandle,
+    /// Where its readers should be heard of.
+    pub marks: Arc<Marks>,
 }
 
 impl LayerFile {
     /// The chunk table.
     pub fn table(&self) -> &ChunkTable {
         self.layer.table()
+    }
+
+    /// Notes that `range` of the logical space was read without waiting.
+    fn was_hit(&self, range: Range<u64>) {
+        if self.marks.take(&range) {
+            self.fetch.hit(self.layer.diff_id(), self.table().covering(range));
+        }
     }
 }
 
@@ -155,7 +165,7 @@ impl Plan {
                     let part = &mut buffer[at..at + len];
                     let read = file.layer.read_at(*offset, part);
                     match read.map_err(|source| ReadError::Store { layer: file.layer.diff_id(), source })? {
-                        Read::Hit(_) => {}
+                        Read::Hit(_) => file.was_hit(*offset..offset + *len as u64),
                         Read::Miss(runs) => {
                             let runs = fill_missing(file, *offset, part, runs, overflow)?;
                             if !runs.is_empty() {

@@ -30,22 +30,17 @@ pub enum Backing {
 
 /// Where the kernel lists what file systems read from.
 const BACKING_DEVICES: &str = "/sys/class/bdi";
-/// Kernel readahead over complete layer files, in KiB. With the kernel's 128 the page cache is made of small folios, and
+/// Kernel readahead over complete layers, in KiB. With the kernel's 128 the page cache is made of small folios, and
 /// hot reads are slower for it: measured against ext4, 0.82 with 128, 0.92 with 4,096, 0.96 with 8,192 (mapped: 0.33, 0.69,
-/// 0.76). What is read too much costs a local disk only; over FUSE it would be fetched, so there the kernel's own stays.
+/// 0.76). What is read too much costs a local disk only; of an incomplete layer it would be fetched, so there the
+/// kernel's own stays.
 pub const LOCAL_READ_AHEAD_KIB: u32 = 8192;
 
-/// Mounts `image` at `path` over `devices`; `read_ahead_kib` replaces the kernel's own readahead.
+/// Mounts `image` at `path` over `devices`. Readahead is the kernel's own until [`Mounted::set_read_ahead`].
 ///
 /// # Errors
 /// When the kernel refuses, or there is no loop device.
-pub fn mount(
-    image: &Path,
-    devices: &[PathBuf],
-    path: &Path,
-    backing: Backing,
-    read_ahead_kib: Option<u32>,
-) -> Result<Mounted, MountError> {
+pub fn mount(image: &Path, devices: &[PathBuf], path: &Path, backing: Backing) -> Result<Mounted, MountError> {
     let known = backing_devices();
     let mut attached = Vec::new();
     let mut through = |file: &Path| match backing {
@@ -68,12 +63,7 @@ pub fn mount(
         Backing::Loop => configure(&source, &sources, path, Io::Buffered),
     };
     match configured {
-        Ok(()) => {
-            if let Some(kib) = read_ahead_kib {
-                set_read_ahead(&known, kib);
-            }
-            Ok(Mounted::new(path, attached))
-        }
+        Ok(()) => Ok(Mounted::new(path, attached, read_ahead_knob(&known))),
         Err((error, log)) => Err(MountError::Refused { what: "EROFS", path: path.to_owned(), source: error, log }),
     }
 }
@@ -84,15 +74,12 @@ fn backing_devices() -> BTreeSet<OsString> {
     entries.filter(|name| name.as_bytes().starts_with(b"erofs-")).collect()
 }
 
-/// Sets the readahead of the mount that was made since `known` was taken. Its name is a running number that no call
-/// tells, so when somebody else has mounted EROFS meanwhile, nothing is changed. It is a matter of speed only.
-fn set_read_ahead(known: &BTreeSet<OsString>, kib: u32) {
+/// Where the readahead of the mount is set that was made since `known` was taken. Its name is a running number that no
+/// call tells, so when somebody else has mounted EROFS meanwhile, nobody knows. It is a matter of speed only.
+fn read_ahead_knob(known: &BTreeSet<OsString>) -> Option<PathBuf> {
     let new: Vec<_> = backing_devices().difference(known).cloned().collect();
-    let [name] = new.as_slice() else { return };
-    let knob = Path::new(BACKING_DEVICES).join(name).join("read_ahead_kb");
-    if let Err(error) = std::fs::write(&knob, kib.to_string()) {
-        tracing::debug!(knob = %knob.display(), %error, "readahead stays as it was");
-    }
+    let [name] = new.as_slice() else { return None };
+    Some(Path::new(BACKING_DEVICES).join(name).join("read_ahead_kb"))
 }
 
 /// How EROFS reads its files.

@@ -57,12 +57,21 @@ pub struct Mounted {
     path: PathBuf,
     /// Kept as long as the mount: loop devices under it.
     _devices: Vec<loops::LoopDevice>,
+    read_ahead_knob: Option<PathBuf>,
     active: bool,
 }
 
 impl Mounted {
-    fn new(path: &Path, devices: Vec<loops::LoopDevice>) -> Self {
-        Self { path: path.to_owned(), _devices: devices, active: true }
+    fn new(path: &Path, devices: Vec<loops::LoopDevice>, read_ahead_knob: Option<PathBuf>) -> Self {
+        Self { path: path.to_owned(), _devices: devices, read_ahead_knob, active: true }
+    }
+
+    /// Sets the kernel's readahead for files that are opened from now on, if the mount has one of its own.
+    pub fn set_read_ahead(&self, kib: u32) {
+        let Some(knob) = &self.read_ahead_knob else { return };
+        if let Err(error) = std::fs::write(knob, kib.to_string()) {
+            tracing::debug!(knob = %knob.display(), %error, "readahead stays as it was");
+        }
     }
 
     /// Where.

@@ -63,7 +63,7 @@ pub fn tree_image() -> Result<Vec<u8>, erofs::WriteError> {
 /// With what does not work, for people.
 pub fn try_erofs(image: &Path, device: &Path, scratch: &Path, backing: Backing) -> Result<(), String> {
     let mounted =
-        super::erofs::mount(image, &[device.to_owned()], scratch, backing, None).map_err(|error| error.to_string())?;
+        super::erofs::mount(image, &[device.to_owned()], scratch, backing).map_err(|error| error.to_string())?;
     let mut bytes = Vec::new();
     let read = std::fs::File::open(scratch.join(FILE_NAME)).and_then(|mut file| file.read_to_end(&mut bytes));
     drop(mounted);

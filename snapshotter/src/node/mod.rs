@@ -14,7 +14,7 @@ mod ways;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use hermes_image::ids::{ChainId, DiffId, Digest};
@@ -25,6 +25,7 @@ use hermes_policy::limits::Limits;
 use hermes_store::{DropBehind, LayerUse, Store, StoreConfig, StoreError};
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
+use tokio::sync::watch;
 
 use crate::artifacts::Artifacts;
 use crate::config::NodeConfig;
@@ -154,6 +155,7 @@ impl Node {
             images: tokio::sync::Mutex::default(),
             unused: tokio::sync::Notify::new(),
         });
+        tokio::spawn(follow_completions(Arc::downgrade(&inner), inner.fetch.completions()));
         tracing::info!(peer_id = %inner.peers.local_peer_id(), "node started");
         Ok(Self { inner, listener })
     }
@@ -186,6 +188,14 @@ impl Node {
             tracing::warn!(%error, "what came last is not durable; it is fetched again");
         }
         inner.peers.shutdown().await;
+    }
+}
+
+/// Tells the images of every layer that becomes complete. Ends with the fetch driver, or with the node.
+async fn follow_completions(node: Weak<Inner>, mut completions: watch::Receiver<()>) {
+    while completions.changed().await.is_ok() {
+        let Some(node) = node.upgrade() else { return };
+        node.lengthen_read_ahead().await;
     }
 }
 

@@ -234,14 +234,15 @@ impl Inner {
             uses.push(stored.hold());
             let origin = LayerOrigin { number, origin: Arc::clone(origin), descriptor: descriptor.clone() };
             let spans_from = SpanIndexSource { artifacts: self.artifacts.clone(), seek: statement.seek };
-            let open = OpenLayer::new(stored, request.image.clone(), Some(origin), spans_from);
+            let file = self.layer_file(stored);
+            let (layer, marks) = (Arc::clone(&file.layer), Arc::clone(&file.marks));
+            let open = OpenLayer::new(layer, marks, request.image.clone(), Some(origin), spans_from);
             let open = Arc::new(open.map_err(|error| NodeError::Damaged {
                 image: request.image.clone(),
                 what: "chunk table",
                 reason: error.to_string(),
             })?);
-            let (open, file) = self.open_layer(open).await;
-            layers.push(open);
+            layers.push(self.open_layer(open).await);
             files.push(file);
         }
         let complete = layers.iter().all(|layer| layer.layer.is_complete());
@@ -273,29 +274,34 @@ impl Inner {
             layers,
             _uses: uses,
         };
+        mounted.lengthen_read_ahead();
         self.images.lock().await.push(mounted);
         Ok(Answer::Mounted { dir: request.dir, way, detail })
     }
 
     /// Opens a layer for fetching, unless another image has it open: then that one serves both.
-    async fn open_layer(&self, open: Arc<OpenLayer>) -> (Arc<OpenLayer>, Arc<LayerFile>) {
+    async fn open_layer(&self, open: Arc<OpenLayer>) -> Arc<OpenLayer> {
         let diff_id = open.diff_id();
         let images = self.images.lock().await;
         let shared = images.iter().flat_map(|image| &image.layers).find(|layer| layer.diff_id() == diff_id).cloned();
         drop(images);
-        let open = match shared {
+        match shared {
             Some(shared) => shared,
             None => {
                 self.fetch.open(Arc::clone(&open)).await;
                 open
             }
-        };
+        }
+    }
+
+    /// The file that readers of `layer` see.
+    fn layer_file(&self, layer: Arc<hermes_store::Layer>) -> Arc<LayerFile> {
         let mut layers = self.layers.lock();
         let file = layers
-            .entry(diff_id)
-            .or_insert_with(|| Arc::new(LayerFile { layer: Arc::clone(&open.layer), fetch: self.fetch.clone() }));
+            .entry(layer.diff_id())
+            .or_insert_with(|| Arc::new(LayerFile { layer, fetch: self.fetch.clone(), marks: Arc::default() }));
         self.directory.insert(Arc::clone(file));
-        (open, Arc::clone(file))
+        Arc::clone(file)
     }
 
     async fn show_as(
@@ -314,10 +320,9 @@ impl Inner {
                 let (tree_path, layers_dir) = (index.tree_path.clone(), self.ways.layers_dir.clone());
                 // Who asks for a way gets it; else complete layers are read without the daemon already.
                 let direct = wanted.is_none() && self.ways.files == Ok(Backing::File) && backing == Backing::File;
-                let read_ahead = (way == Way::ErofsFiles).then_some(mounts::erofs::LOCAL_READ_AHEAD_KIB);
                 Box::new(move || {
                     let devices = devices(way, direct, &files, &layers_dir)?;
-                    Ok(Shown::Erofs(mounts::erofs::mount(&tree_path, &devices, &dir, backing, read_ahead)?))
+                    Ok(Shown::Erofs(mounts::erofs::mount(&tree_path, &devices, &dir, backing)?))
                 })
             }
             Way::FuseTree => {
@@ -334,6 +339,11 @@ impl Inner {
             }
         };
         tokio::task::spawn_blocking(shown).await.map_err(|_| NodeError::Interrupted)?
+    }
+
+    /// Lets the kernel read far ahead in images that have become complete.
+    pub(super) async fn lengthen_read_ahead(&self) {
+        self.images.lock().await.iter().for_each(MountedImage::lengthen_read_ahead);
     }
 
     /// Writes down what is mounted, so that it can be found again without the registry.
@@ -434,6 +444,17 @@ impl Inner {
         }
         // The chunks came and could not be kept: going on would fetch them for ever.
         Err(NodeError::Full { store: self.config.state.join("store") })
+    }
+}
+
+impl MountedImage {
+    /// Lets the kernel read far ahead when there is nothing that it could cause to be fetched.
+    fn lengthen_read_ahead(&self) {
+        if let Shown::Erofs(mounted) = &self.shown
+            && self.layers.iter().all(|layer| layer.layer.is_complete())
+        {
+            mounted.set_read_ahead(mounts::erofs::LOCAL_READ_AHEAD_KIB);
+        }
     }
 }
 

@@ -69,7 +69,7 @@ impl Ways {
         layer.put(ChunkNo(0), &bytes.map_err(|_| NodeError::Interrupted)?)?;
         let name = layer.diff_id().hex();
         let plain = layer.path().to_owned();
-        directory.insert(Arc::new(LayerFile { layer, fetch }));
+        directory.insert(Arc::new(LayerFile { layer, fetch, marks: Arc::default() }));
         let tree = probe::tree_image().map_err(|error| NodeError::Damaged {
             image: "the probe".to_owned(),
             what: "tree",

@@ -11,6 +11,9 @@ use super::workload::{self, Measured};
 use crate::commands::child::{ChildMount, ChildNode};
 use crate::output;
 
+/// Passes over what is in the page cache already.
+const HOT_PASSES: u32 = 7;
+
 /// Arguments of `hermes bench fs`.
 #[derive(Debug, Args)]
 pub(crate) struct FilesArgs {
@@ -137,20 +140,20 @@ fn figures(root: &Path, fresh: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow
     let before = workload::page_cache_bytes()?;
     let big_cold = workload::sequential(&big)?;
     let cached = workload::page_cache_bytes()?.saturating_sub(before);
-    let big_hot = workload::sequential(&big)?;
+    let big_hot = best(|| workload::sequential(&big))?;
     cold()?;
     let mapped_cold = workload::mapped(&big)?;
-    let mapped_hot = workload::mapped(&big)?;
+    let mapped_hot = best(|| workload::mapped(&big))?;
     cold()?;
     let random_cold = workload::random(&big)?;
     workload::sequential(&big)?;
-    let random_hot = workload::random(&big)?;
+    let random_hot = best(|| workload::random(&big))?;
     cold()?;
     let small_cold = workload::read_files(&files)?;
-    let small_hot = workload::read_files(&files)?;
+    let small_hot = best(|| workload::read_files(&files))?;
     cold()?;
     let walk_cold = workload::walk(&small)?;
-    let walk_second = workload::walk(&small)?;
+    let walk_second = best(|| workload::walk(&small))?;
     Ok(Figures {
         big_cold,
         big_hot,
@@ -164,6 +167,18 @@ fn figures(root: &Path, fresh: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow
         walk_second,
         cached_per_byte: cached as f64 / big_cold.amount.max(1) as f64,
     })
+}
+
+/// The quickest of several hot passes: they last a few milliseconds, and noise only ever adds.
+fn best(mut pass: impl FnMut() -> anyhow::Result<Measured>) -> anyhow::Result<Measured> {
+    let mut best = pass()?;
+    for _ in 1..HOT_PASSES {
+        let next = pass()?;
+        if next.elapsed < best.elapsed {
+            best = next;
+        }
+    }
+    Ok(best)
 }
 
 fn compare(way: Way, ours: &Figures, ext4: &Figures) -> Vec<Line> {

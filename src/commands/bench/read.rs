@@ -2,18 +2,24 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use futures::StreamExt as _;
-use hermes_image::ids::SpanNo;
+use hermes_image::ids::{ChunkNo, SpanNo};
+use hermes_image::index::chunks::ChunkTable;
 use hermes_image::index::seek::SeekTable;
+use hermes_image::index::toc::{NodeKind, Toc};
 use hermes_image::inflate::Decoder;
+use hermes_image::statement::LayerStatement;
+use hermes_image::tree::ExtentSource;
 use hermes_registry::Registry;
 use hermes_snapshotter::index_folder::IndexFolder;
+use hermes_snapshotter::indexing::ImageIndex;
 use hermes_snapshotter::node::keys;
 use hermes_snapshotter::origin::{LayerDescriptor, Origin};
 use hermes_snapshotter::status::Way;
@@ -60,7 +66,7 @@ pub(super) async fn run(args: ReadArgs) -> anyhow::Result<()> {
     let trusted = key.public().to_string();
 
     let (mut best_ours, mut best_plain, mut len) = (f64::MAX, f64::MAX, 0);
-    let mut file = None;
+    let mut subject = None;
     for round in 0..args.rounds {
         let node = ChildNode::new(work.path(), &format!("round-{round}"))?;
         let mount = ChildMount {
@@ -70,17 +76,18 @@ pub(super) async fn run(args: ReadArgs) -> anyhow::Result<()> {
             ..ChildMount::default()
         };
         node.mount(&mount)?;
-        let (layer, path) = match file.clone() {
+        let file = match &subject {
             Some(found) => found,
-            None => file.insert(largest(&node, &index)?).clone(),
+            None => subject.insert(largest(&node, &folder, &index)?),
         };
-        let path = node.dir().join(path);
+        let path = node.dir().join(&file.path);
         let read = tokio::task::spawn_blocking(move || workload::sequential(&path)).await??;
         len = read.amount;
         best_ours = best_ours.min(read.elapsed.as_secs_f64());
-        let seek = SeekTable::decode(part(&folder, index.statement.layers[layer].seek)?)?;
-        let spans = spans_of(&seek, &folder, &index, layer, len)?;
-        best_plain = best_plain.min(plain(&origin, &image.layers[layer], seek, spans).await?);
+        let statement = &index.statement.layers[file.layer];
+        let seek = SeekTable::decode(part(&folder, statement.seek)?)?;
+        let spans = spans_of(&seek, &folder, statement, &file.logical)?;
+        best_plain = best_plain.min(plain(&origin, &image.layers[file.layer], seek, spans).await?);
     }
     registry.shutdown().await;
     let speed = |seconds: f64| format!("{:.0} MB/s", len as f64 / seconds / 1e6);
@@ -98,9 +105,19 @@ fn part(folder: &IndexFolder, id: hermes_image::ids::ArtifactId) -> anyhow::Resu
     Ok(folder.artifact(id)?.context("part of the index is missing")?.into_inner())
 }
 
-/// The largest regular file of the image, relative to its root, and the layer whose spans hold about as much: the
-/// largest layer.
-fn largest(node: &ChildNode, index: &hermes_snapshotter::indexing::ImageIndex) -> anyhow::Result<(usize, PathBuf)> {
+/// A file of the image, and where its bytes come from.
+#[derive(Debug, Clone)]
+struct Subject {
+    /// Relative to the image's root.
+    path: PathBuf,
+    /// Its layer's place in the image.
+    layer: usize,
+    /// Its bytes in the layer's logical space.
+    logical: Range<u64>,
+}
+
+/// The largest regular file of the image that is in one piece.
+fn largest(node: &ChildNode, folder: &IndexFolder, index: &ImageIndex) -> anyhow::Result<Subject> {
     let mut best = (0, PathBuf::new());
     for path in workload::shuffled_files(node.dir())? {
         let len = std::fs::symlink_metadata(&path)?.len();
@@ -108,25 +125,42 @@ fn largest(node: &ChildNode, index: &hermes_snapshotter::indexing::ImageIndex) -
             best = (len, path);
         }
     }
-    let layers = index.statement.layers.iter().enumerate();
-    let layer = layers.max_by_key(|(_, layer)| layer.logical_len_bytes).context("the image has no layers")?;
-    Ok((layer.0, best.1.strip_prefix(node.dir())?.to_owned()))
+    let path = best.1.strip_prefix(node.dir())?.to_owned();
+    for (layer, statement) in index.statement.layers.iter().enumerate().rev() {
+        let toc = Toc::decode(part(folder, statement.toc)?)?;
+        if let Some(start) = find(&toc, &path) {
+            return Ok(Subject { path, layer, logical: start..start + best.0 });
+        }
+    }
+    bail!("no layer has {} in one piece", path.display())
 }
 
-/// The first spans of the layer that give `len` bytes of output: the same work as the file.
+/// Where the bytes of the regular file at `path` begin in the layer.
+fn find(toc: &Toc, path: &Path) -> Option<u64> {
+    let mut node = toc.node(0);
+    for name in path {
+        node = toc.child(node.no(), name.as_bytes())?;
+    }
+    if let NodeKind::HardLink { node: target } = node.kind() {
+        node = toc.node(target);
+    }
+    let NodeKind::Regular { size_bytes, mut extents } = node.kind() else { return None };
+    let first = extents.next().filter(|extent| extent.len_bytes == size_bytes)?;
+    match first.source {
+        ExtentSource::Layer { offset, .. } => Some(offset.0),
+        ExtentSource::Inline(_) => None,
+    }
+}
+
+/// The spans that hold `logical`.
 fn spans_of(
     seek: &SeekTable,
     folder: &IndexFolder,
-    index: &hermes_snapshotter::indexing::ImageIndex,
-    layer: usize,
-    len: u64,
+    layer: &LayerStatement,
+    logical: &Range<u64>,
 ) -> anyhow::Result<Range<u32>> {
-    let table = hermes_image::index::chunks::ChunkTable::decode(part(folder, index.statement.layers[layer].chunks)?)?;
-    let mut end = 0;
-    while end < seek.count() && table.run_range(0..seek.span(SpanNo(end)).chunks.end).end < len {
-        end += 1;
-    }
-    Ok(0..(end + 1).min(seek.count()))
+    let chunks = ChunkTable::decode(part(folder, layer.chunks)?)?.covering(logical.clone());
+    Ok(seek.span_of(ChunkNo(chunks.start)).0..seek.span_of(ChunkNo(chunks.end - 1)).0 + 1)
 }
 
 /// Reads spans in long requests, as many at once as there are cores, and inflates them. Nothing is checked or stored.

@@ -85,6 +85,13 @@ struct Pending {
     queued: bool,
 }
 
+impl Pending {
+    /// Whether some of `chunks` is not durable yet.
+    fn is_unsynced(&self, chunks: &ChunkRange) -> bool {
+        self.dirty.intersects(chunks) || self.syncing.intersects(chunks)
+    }
+}
+
 /// What the catalogue says, and whether it still may be changed for this layer.
 #[derive(Debug)]
 struct Ledger {

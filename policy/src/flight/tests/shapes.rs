@@ -125,6 +125,17 @@ fn a_demand_read_joins_the_head_of_a_prefetch_ask_and_overtakes_its_tail() {
 }
 
 #[test]
+fn a_demand_read_joins_as_far_into_a_prefetch_ask_as_it_gets_soon() {
+    let mut node = Node::with_layer();
+    let ask = the_ask(&node.prefetch(0..160));
+    node.tell(Event::AskProgress { ask });
+    node.wait(ms(10));
+    node.arrived(0..10);
+    assert!(node.demand(59..60).is_empty(), "a chunk a millisecond: it comes within 50 ms");
+    assert_eq!(words(&node.demand(64..65)), ["spans 16..17"], "it would come late");
+}
+
+#[test]
 fn a_demand_read_overtakes_a_prefetch_ask_that_shows_no_sign_of_life() {
     let mut node = Node::with_layer();
     let (prefetch, actions) = node.read(Class::Prefetch, 0..4);

@@ -179,6 +179,10 @@ impl World {
 
     fn obey(&mut self, action: Action) {
         match action {
+            Action::Watch { place, chunk, .. } => {
+                let is_somewhere = place < self.limits.readahead_streams && chunk < self.geometry.chunk_count();
+                assert!(is_somewhere, "a mark on nothing");
+            }
             Action::Arm { at } => {
                 assert!(at > self.now, "armed for the past");
                 self.timer = Some(at);
