@@ -21,9 +21,6 @@ const PENDING_MAX: u32 = 64;
 const PING_EVERY: Duration = Duration::from_secs(15);
 /// How long a ping may take.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the routing table is refreshed beyond what traffic does.
-const REFRESH_EVERY: Duration = Duration::from_secs(300);
-
 /// Everything that the swarm speaks.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
@@ -94,7 +91,8 @@ fn kademlia(config: &NodeConfig, local: PeerId) -> kad::Behaviour<ProviderStore>
         .set_caching(kad::Caching::Disabled)
         // What others want to store here is shown to the owner task first.
         .set_record_filtering(kad::StoreInserts::FilterBoth)
-        .set_periodic_bootstrap_interval(Some(REFRESH_EVERY));
+        // The owner task refreshes the table instead, when there is anybody in it.
+        .set_periodic_bootstrap_interval(None);
     let store =
         ProviderStore::new(local, discovery.provider_ttl, discovery.records_len_max_bytes, discovery.provided_max);
     let mut kad = kad::Behaviour::with_config(local, store, settings);

@@ -1,7 +1,8 @@
-//! What can go wrong with the node itself, and the five classes that policy sees of every error.
+//! What can go wrong with the node itself, and the class that policy sees of every error.
 
 use std::io;
 
+pub use hermes_policy::class::ErrorClass;
 use libp2p::swarm::DialError;
 use libp2p::{Multiaddr, PeerId};
 use thiserror::Error;
@@ -9,34 +10,6 @@ use thiserror::Error;
 use crate::address::AddressError;
 use crate::config::ConfigError;
 use crate::identity::IdentityError;
-
-/// All that policy needs to know of an error: what to do about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ErrorClass {
-    /// May work later or elsewhere: back off, ask another holder.
-    Transient,
-    /// The peer broke the protocol or sent wrong bytes: ban it, ask another holder.
-    PeerFault,
-    /// The peer does not have it: ask another holder.
-    NotFound,
-    /// The peer has it and will not give it to this node.
-    Denied,
-    /// The fault is on this node: its configuration, its request, or that it is shutting down.
-    Local,
-}
-
-impl ErrorClass {
-    /// The metric label.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Transient => "transient",
-            Self::PeerFault => "peer_fault",
-            Self::NotFound => "not_found",
-            Self::Denied => "denied",
-            Self::Local => "local",
-        }
-    }
-}
 
 /// A node that could not start, or could not do what it was asked outside of an exchange.
 #[derive(Debug, Error)]

@@ -101,10 +101,13 @@ pub enum Event {
         /// The geometry from now on.
         geometry: Arc<LayerGeometry>,
     },
-    /// The registry can (or cannot) be asked for this layer: reachability, credentials. Forgets what it refused.
+    /// This registry can (or cannot) be asked for the layer from now on: another image brought or took one, or new
+    /// credentials. Forgets what was refused; what was asked before and fails later says nothing of it either.
     OriginChanged {
         /// The layer.
         layer: DiffId,
+        /// The registry; `None` when it has none any more.
+        origin: Option<OriginNo>,
         /// Whether it can be asked.
         usable: bool,
     },

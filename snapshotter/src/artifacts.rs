@@ -2,16 +2,23 @@
 //!
 //! Everything is checked by its name, so it does not matter who had it. What comes from elsewhere is put into the
 //! store, except for ranges of artifacts that are never needed whole.
+//!
+//! Peers are asked a few at once, each a little after the one before: an index is small, and one peer that is slow or
+//! gone must not hold up a container. Who sends what cannot be is banned, and the next one is asked.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use hermes_image::ids::{ArtifactId, Digest};
 use hermes_image::statement::{PublicKey, Statement, StatementError};
 use hermes_image::verify::{Mismatch, Verified};
-use hermes_p2p::PeerId;
+use hermes_p2p::{ExchangeError, PeerId};
+use hermes_policy::class::ErrorClass;
+use hermes_policy::limits::Limits;
 use hermes_store::{Store, StoreError};
 use parking_lot::RwLock;
 use thiserror::Error;
@@ -19,8 +26,25 @@ use tokio::time::Instant;
 
 use crate::index_folder::{IndexFolder, IndexFolderError};
 
-/// How long a peer may take to give an artifact; those of a layer of a gigabyte have a few megabytes.
-const ARTIFACT_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a peer may take to give an artifact: 10 MB, those of a large layer, at 1 Mbit/s. One that goes silent is
+/// given up much earlier by the exchange itself.
+const ARTIFACT_TIMEOUT: Duration = Duration::from_secs(90);
+/// When the next peer is asked besides one that has not answered: some round trips, or 6 MB at 100 Mbit/s.
+const STAGGER: Duration = Duration::from_millis(500);
+/// Peers that are asked at once; more would only divide a slow link.
+const PEERS_AT_ONCE: usize = 3;
+
+fn deadline() -> Instant {
+    Instant::now() + ARTIFACT_TIMEOUT
+}
+
+/// What a peer gave, and was not accepted.
+struct Refused {
+    /// Whether no honest node would have given it.
+    is_lie: bool,
+    /// Why, for the log.
+    reason: String,
+}
 
 /// An artifact that should be here and cannot be read.
 #[derive(Debug, Error)]
@@ -61,10 +85,6 @@ impl Artifacts {
         }
     }
 
-    fn connected(&self) -> Vec<(&hermes_p2p::Node, PeerId)> {
-        self.peers.iter().flat_map(|node| node.peers().into_iter().map(move |peer| (node, peer))).collect()
-    }
-
     /// The artifact `id`, whole; `None` when nobody has it. Cancel safe.
     ///
     /// # Errors
@@ -73,16 +93,57 @@ impl Artifacts {
         if let Some(found) = self.local(id).await? {
             return Ok(Some(found));
         }
-        for (node, peer) in self.connected() {
-            match node.artifact(peer, id, Instant::now() + ARTIFACT_TIMEOUT).await {
-                Ok(artifact) => {
-                    self.keep(artifact.clone()).await?;
-                    return Ok(Some(artifact));
-                }
-                Err(error) => tracing::debug!(%peer, %id, %error, "a peer does not give an artifact"),
+        let ask = |node: hermes_p2p::Node, peer| async move { node.artifact(peer, id, deadline()).await };
+        let Some(found) = self.from_peers(id.to_string(), ask, Ok).await else { return Ok(None) };
+        self.keep(found.clone()).await?;
+        Ok(Some(found))
+    }
+
+    /// Asks the connected peers, the next one when one has failed or takes long, until one gives what `check` accepts.
+    /// Who gives what cannot be is banned. Cancel safe.
+    async fn from_peers<A, T, R>(
+        &self,
+        what: String,
+        ask: impl Fn(hermes_p2p::Node, PeerId) -> R,
+        mut check: impl FnMut(A) -> Result<T, Refused>,
+    ) -> Option<T>
+    where
+        R: Future<Output = Result<A, ExchangeError>>,
+    {
+        let node = self.peers.as_ref()?;
+        let mut waiting = node.peers().into_iter();
+        let mut asked = FuturesUnordered::new();
+        let mut next_at = Instant::now();
+        loop {
+            let more = asked.len() < PEERS_AT_ONCE && waiting.len() > 0;
+            if more && (asked.is_empty() || next_at <= Instant::now()) {
+                let peer = waiting.next()?;
+                let answer = ask(node.clone(), peer);
+                asked.push(async move { (peer, answer.await) });
+                next_at = Instant::now() + STAGGER;
+                continue;
+            }
+            let (peer, answer) = tokio::select! {
+                answered = asked.next() => answered?,
+                () = tokio::time::sleep_until(next_at), if more => continue,
+            };
+            let refused = match answer {
+                Ok(answer) => match check(answer) {
+                    Ok(found) => return Some(found),
+                    Err(refused) => refused,
+                },
+                Err(error) => Refused { is_lie: error.class() == ErrorClass::PeerFault, reason: error.to_string() },
+            };
+            next_at = Instant::now();
+            if refused.is_lie {
+                let duration = Limits::default().ban;
+                let reason = refused.reason;
+                tracing::warn!(%peer, %what, reason, ?duration, "a peer sent wrong bytes; it is refused for a while");
+                let _ = node.ban(peer, duration).await;
+            } else {
+                tracing::debug!(%peer, %what, reason = refused.reason, "a peer does not give part of an index");
             }
         }
-        Ok(None)
     }
 
     async fn local(&self, id: ArtifactId) -> Result<Option<Verified<Bytes>>, ArtifactError> {
@@ -108,23 +169,41 @@ impl Artifacts {
         Ok(kept.await.map_err(|_| ArtifactError::Interrupted)??)
     }
 
-    /// Part of the artifact `id`. Unchecked when it comes from a peer: the caller knows
-    /// the name of the part. Cancel safe.
+    /// Part of the artifact `id`, which `check` accepts by a name that the caller knows; `None` when nobody has it.
+    /// Cancel safe.
     ///
     /// # Errors
-    /// When it is on this node and cannot be read.
-    pub async fn range(&self, id: ArtifactId, range: Range<u64>) -> Result<Option<Bytes>, ArtifactError> {
-        if let Some(whole) = self.local(id).await? {
-            let part = (range.end <= whole.len() as u64).then(|| whole.slice(range.start as usize..range.end as usize));
-            return Ok(part);
+    /// When it is on this node and cannot be read. A peer that fails or lies is passed over.
+    pub async fn range<T>(
+        &self,
+        id: ArtifactId,
+        range: Range<u64>,
+        check: impl Fn(Bytes) -> Result<T, Mismatch>,
+    ) -> Result<Option<T>, ArtifactError> {
+        if let Some(part) = self.local_part(id, range.clone()).await? {
+            return Ok(Some(check(part)?));
         }
-        for (node, peer) in self.connected() {
-            match node.artifact_range(peer, id, range.clone(), Instant::now() + ARTIFACT_TIMEOUT).await {
-                Ok(bytes) => return Ok(Some(bytes)),
-                Err(error) => tracing::debug!(%peer, %id, %error, "a peer does not give part of an artifact"),
-            }
-        }
-        Ok(None)
+        let asked = range.clone();
+        let ask = move |node: hermes_p2p::Node, peer| {
+            let range = asked.clone();
+            async move { node.artifact_range(peer, id, range, deadline()).await }
+        };
+        let check = |part| check(part).map_err(|error| Refused { is_lie: true, reason: error.to_string() });
+        Ok(self.from_peers(format!("{id} {range:?}"), ask, check).await)
+    }
+
+    /// Part of an artifact that is here.
+    async fn local_part(&self, id: ArtifactId, range: Range<u64>) -> Result<Option<Bytes>, ArtifactError> {
+        let store = Arc::clone(&self.store);
+        let here = tokio::task::spawn_blocking(move || store.artifact_checked_lately(id)).await;
+        let whole = match here.map_err(|_| ArtifactError::Interrupted)? {
+            Ok(Some(whole)) => Some(whole),
+            // A folder may have it.
+            Ok(None) => self.local(id).await?.map(Verified::into_inner),
+            Err(error) => return Err(error.into()),
+        };
+        let within = whole.filter(|whole| range.end <= whole.len() as u64);
+        Ok(within.map(|whole| whole.slice(range.start as usize..range.end as usize)))
     }
 
     /// What a key in `trusted` says about `manifest`, with its signed form; `None` when nobody has a statement that is
@@ -138,28 +217,33 @@ impl Artifacts {
         trusted: &[PublicKey],
     ) -> Result<Option<(Statement, Vec<u8>)>, StatementLookupError> {
         let mut refused = None;
-        let mut open = |signed: Vec<u8>| match Statement::open(&signed, manifest, trusted) {
-            Ok(statement) => Some((statement, signed)),
-            Err(error) => {
-                refused = Some(error);
-                None
-            }
-        };
         let folders = self.folders.read().clone();
         for folder in folders {
-            if let Some(found) = folder.statement(manifest)?.and_then(&mut open) {
-                return Ok(Some(found));
+            let Some(signed) = folder.statement(manifest)? else { continue };
+            match Statement::open(&signed, manifest, trusted) {
+                Ok(statement) => return Ok(Some((statement, signed))),
+                Err(error) => refused = Some(error),
             }
         }
-        for (node, peer) in self.connected() {
-            match node.statement(peer, manifest, Instant::now() + ARTIFACT_TIMEOUT).await {
-                Ok(signed) => {
-                    if let Some(found) = open(signed.to_vec()) {
-                        return Ok(Some(found));
-                    }
-                }
-                Err(error) => tracing::debug!(%peer, %manifest, %error, "a peer has no statement"),
+        let ask = |node: hermes_p2p::Node, peer| async move { node.statement(peer, manifest, deadline()).await };
+        let check = |signed: Bytes| match Statement::open(&signed, manifest, trusted) {
+            Ok(statement) => Ok((statement, signed.to_vec())),
+            Err(error) => {
+                // Others may trust other keys and speak later versions; the rest no honest node passes on.
+                let is_lie = match &error {
+                    StatementError::Untrusted { .. } | StatementError::Format(_) => false,
+                    StatementError::TooLong
+                    | StatementError::Malformed(_)
+                    | StatementError::BadSignature { .. }
+                    | StatementError::OtherImage { .. } => true,
+                };
+                let reason = error.to_string();
+                refused = Some(error);
+                Err(Refused { is_lie, reason })
             }
+        };
+        if let Some(found) = self.from_peers(manifest.to_string(), ask, check).await {
+            return Ok(Some(found));
         }
         refused.map_or(Ok(None), |error| Err(error.into()))
     }

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hermes_image::statement::PublicKey;
+use hermes_p2p::ClusterId;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::mounts::erofs::Backing;
 use crate::status::Way;
 
 /// A setting that cannot be.
@@ -42,6 +44,8 @@ pub struct NodeConfig {
     pub read_deadline_ms: u64,
     /// Show trees this way; the best that works when absent.
     pub way: Option<Way>,
+    /// Mount EROFS through this only; through whatever works, files first, when absent.
+    pub erofs_backing: Option<Backing>,
     /// End when the last image is unmounted.
     pub exit_when_unused: bool,
 }
@@ -59,6 +63,7 @@ impl Default for NodeConfig {
             // Design, section 5.
             read_deadline_ms: 60_000,
             way: None,
+            erofs_backing: None,
             exit_when_unused: false,
         }
     }
@@ -77,15 +82,21 @@ impl NodeConfig {
         if !(100..=3_600_000).contains(&self.read_deadline_ms) {
             return wrong("read_deadline_ms", "give 100 (0.1 s) to 3600000 (an hour)");
         }
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
-        if self.cluster.is_empty() || self.cluster.len() > 63 || !self.cluster.chars().all(plain) {
-            return wrong("cluster", "give 1 to 63 letters, digits and hyphens");
-        }
+        self.cluster_id()?;
         // A chunk, its neighbours of one span, and what is being decoded must fit at once.
         if self.store_budget_bytes.is_some_and(|budget| budget < 16 << 20) {
             return wrong("store_budget_bytes", "give at least 16 MiB");
         }
         self.public_keys().map(drop)
+    }
+
+    /// The cluster's name, by the swarm's own rule for it.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn cluster_id(&self) -> Result<ClusterId, ConfigError> {
+        let parsed: Result<_, hermes_p2p::config::ConfigError> = self.cluster.parse();
+        parsed.map_err(|error| ConfigError { setting: "cluster", reason: error.to_string() })
     }
 
     /// The trusted keys, parsed.
@@ -113,10 +124,12 @@ mod tests {
     fn the_defaults_are_valid_and_nonsense_is_named() {
         assert_eq!(NodeConfig::default().validate(), Ok(()));
         type Change = fn(&mut NodeConfig);
-        let cases: [(Change, &str); 5] = [
+        let cases: [(Change, &str); 7] = [
             (|config| config.state = PathBuf::from("relative"), "state"),
             (|config| config.read_deadline_ms = 0, "read_deadline_ms"),
             (|config| config.cluster = "a b".to_owned(), "cluster"),
+            (|config| config.cluster = "Prod".to_owned(), "cluster"),
+            (|config| config.cluster = "-a".to_owned(), "cluster"),
             (|config| config.store_budget_bytes = Some(1), "store_budget_bytes"),
             (|config| config.trusted_keys = vec!["key".to_owned()], "trusted_keys"),
         ];

@@ -52,7 +52,7 @@ impl Content for NodeContent {
     }
 
     fn artifact(&self, id: ArtifactId) -> io::Result<Option<Bytes>> {
-        self.store.artifact(id).map_err(io::Error::other)
+        self.store.artifact_checked_lately(id).map_err(io::Error::other)
     }
 
     fn statement(&self, manifest: Digest) -> Option<Bytes> {

@@ -197,11 +197,8 @@ fn open_index(folder: &IndexFolder, image: &ResolvedImage, trusted: &[PublicKey]
     let signed = folder.statement(manifest).map_err(local_failure)?.ok_or_else(|| no_index(folder, image, manifest))?;
     let statement = Statement::open(&signed, manifest, trusted)
         .map_err(|error| failure(FailureClass::Denied, format!("the index of {}: {error}", image.reference)))?;
-    let same = statement.layers.len() == image.layers.len()
-        && statement.layers.iter().zip(&image.layers).all(|(a, b)| a.layer == b.layer && a.diff_id == b.diff_id);
-    if !same {
-        return Err(corrupt(image, "it names other layers than the manifest"));
-    }
+    let layers = image.layers.iter().map(LayerDescriptor::manifest_layer);
+    statement.check_image(&image.platform.to_string(), layers).map_err(|error| corrupt(image, error))?;
     let layers =
         statement.layers.iter().map(|layer| open_layer(folder, image, layer)).collect::<anyhow::Result<_>>()?;
     Ok(OpenIndex { statement, layers })
@@ -230,6 +227,9 @@ fn open_layer(folder: &IndexFolder, image: &ResolvedImage, layer: &LayerStatemen
     let chunks =
         ChunkTable::decode(get(layer.chunks, "chunk table")?.into_inner()).map_err(|error| corrupt(image, error))?;
     let seek = SeekTable::decode(get(layer.seek, "seek table")?.into_inner()).map_err(|error| corrupt(image, error))?;
+    layer.check_toc(&toc).map_err(|error| corrupt(image, error))?;
+    layer.check_chunks(&chunks).map_err(|error| corrupt(image, error))?;
+    layer.check_seek(&seek, &chunks).map_err(|error| corrupt(image, error))?;
     let windows = get(seek.windows_id(), "windows")?;
     if windows.len() as u64 != seek.windows_len_bytes() {
         return Err(corrupt(image, format!("the windows of layer {} have another length", layer.layer)));
@@ -238,9 +238,6 @@ fn open_layer(folder: &IndexFolder, image: &ResolvedImage, layer: &LayerStatemen
         let range = seek.window_range(SpanNo(span));
         let window = windows.slice(range.start as usize..range.end as usize);
         seek.verify_window(SpanNo(span), window).map_err(|error| corrupt(image, format!("window {span}: {error}")))?;
-    }
-    if toc.diff_id() != layer.diff_id || chunks.diff_id() != layer.diff_id || seek.header().diff_id != layer.diff_id {
-        return Err(corrupt(image, format!("parts of the index of layer {} are another layer's", layer.layer)));
     }
     Ok(OpenLayerIndex { toc, chunks, seek, windows })
 }

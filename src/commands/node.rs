@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use hermes_snapshotter::config::NodeConfig;
+use hermes_snapshotter::mounts::erofs::Backing;
 use hermes_snapshotter::node::Node;
 use hermes_snapshotter::status::Way;
 use tokio::signal::unix::{SignalKind, signal};
@@ -40,6 +41,9 @@ pub(crate) struct NodeArgs {
     /// Show trees this way: erofs-files, erofs-fuse or fuse-tree. The best that works when absent.
     #[arg(long)]
     way: Option<Way>,
+    /// Mount EROFS through this only: files or loop-devices. Files where the kernel can, else loop devices, when absent.
+    #[arg(long, value_name = "BACKING", hide = true)]
+    erofs_backing: Option<Backing>,
     /// End when the last image is unmounted.
     #[arg(long)]
     exit_when_unused: bool,
@@ -57,6 +61,7 @@ pub(crate) async fn run(args: NodeArgs) -> anyhow::Result<()> {
         store_budget_bytes: args.budget,
         read_deadline_ms: args.read_deadline_ms,
         way: args.way,
+        erofs_backing: args.erofs_backing,
         exit_when_unused: args.exit_when_unused,
     };
     let mut terminate = signal(SignalKind::terminate())?;

@@ -5,11 +5,13 @@
 //! (BLAKE3 takes 0.3 ms a MB), and removes a file that fails, so that the next look says "absent" and it is fetched
 //! again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hermes_image::ids::ArtifactId;
@@ -21,8 +23,32 @@ use crate::shared::Shared;
 
 /// What temporary names begin with. No hexadecimal name does.
 pub(crate) const TEMPORARY_PREFIX: &str = ".tmp-";
+/// How long a file that was right counts as right: whoever reads a layer asks for its windows within minutes, and a disk
+/// that rots is noticed before long.
+const CHECKED_FOR: Duration = Duration::from_secs(600);
+/// Files that are remembered as right; when there are more, all are checked once again.
+const CHECKED_MAX: usize = 4096;
 /// Artifacts of at least this many bytes are mapped, shorter ones read: a mapping costs a page table and two faults.
 const MAP_MIN_BYTES: u64 = 64 << 10;
+
+/// Which file it is, and whether it was written since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    inode: u64,
+    len_bytes: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        Ok(Self { inode: metadata.ino(), len_bytes: metadata.len(), modified })
+    }
+}
+
+/// Files that were right, and when.
+pub(crate) type CheckedArtifacts = BTreeMap<ArtifactId, (Stamp, Instant)>;
 
 impl Shared {
     pub(crate) fn artifact_path(&self, id: ArtifactId) -> PathBuf {
@@ -72,6 +98,31 @@ impl Shared {
                 Err(StoreError::DamagedArtifact { id })
             }
         }
+    }
+
+    /// The same, but a large file that was found right a while ago and is still the same file is not hashed again.
+    pub(crate) fn artifact_checked_lately(&self, id: ArtifactId) -> Result<Option<Bytes>, StoreError> {
+        let path = self.artifact_path(id);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StoreError::io("open", &path)(source)),
+        };
+        let found = Stamp::of(&file).map_err(StoreError::io("stat", &path))?;
+        let known = self.checked_artifacts.lock().get(&id).copied();
+        if known.is_some_and(|(stamp, at)| stamp == found && at.elapsed() < CHECKED_FOR) {
+            self.counters.artifacts_not_hashed.add(1);
+            return read_whole(&file).map(Some).map_err(StoreError::io("read", &path));
+        }
+        let bytes = self.artifact(id)?;
+        if bytes.is_some() && found.len_bytes >= MAP_MIN_BYTES {
+            let mut checked = self.checked_artifacts.lock();
+            if checked.len() >= CHECKED_MAX {
+                checked.clear();
+            }
+            checked.insert(id, (found, Instant::now()));
+        }
+        Ok(bytes)
     }
 
     fn remove_artifact_file(&self, path: &Path, len_bytes: u64) -> Result<(), StoreError> {

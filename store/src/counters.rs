@@ -56,6 +56,8 @@ counters! {
     damaged_chunks,
     /// Artifacts that no longer had their bytes when they were read, and were removed.
     damaged_artifacts,
+    /// Artifacts that were given without being hashed again, because they were right a while ago.
+    artifacts_not_hashed,
 }
 
 /// One counter.

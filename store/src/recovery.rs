@@ -22,6 +22,9 @@ use crate::error::StoreError;
 use crate::layer::{GROUP_CHUNKS, GROUPS_PER_PAGE, Layer, LayerParts};
 use crate::shared::Shared;
 
+/// Block length of the file systems that are mounted over layer files, in bytes (docs/format.md).
+const BLOCK_LEN_BYTES: u64 = 512;
+
 /// What opening the store found and did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RecoveryReport {
@@ -171,6 +174,10 @@ fn open_filled(
     if len_bytes < table.logical_len_bytes() {
         return Ok(Err(format!("its file has {len_bytes} of {} bytes", table.logical_len_bytes())));
     }
+    let padded_len_bytes = file_len_bytes(table.logical_len_bytes());
+    if len_bytes < padded_len_bytes {
+        file.set_len(padded_len_bytes).map_err(StoreError::io("extend", path))?;
+    }
     let durable = AtomicBitmap::new(table.count());
     for (page, bytes) in shared.catalogue.presence(number)? {
         if let Err(error) = durable.load_page(page, &bytes) {
@@ -197,7 +204,13 @@ pub(crate) fn new_uses(chunk_count: u32, seconds: u32) -> Box<[AtomicU32]> {
     (0..chunk_count.div_ceil(GROUP_CHUNKS)).map(|_| AtomicU32::new(seconds)).collect()
 }
 
-/// Makes an empty sparse file of a layer's length, durably; one that is there is emptied.
+/// The length of the file of a layer of `len_bytes`: it ends with a block also where the stream does not, because EROFS
+/// reads whole blocks and a loop device ends with the last whole one.
+fn file_len_bytes(len_bytes: u64) -> u64 {
+    len_bytes.next_multiple_of(BLOCK_LEN_BYTES)
+}
+
+/// Makes an empty sparse file for a layer of `len_bytes`, durably; one that is there is emptied.
 pub(crate) fn make_layer_file(path: &Path, len_bytes: u64) -> Result<File, StoreError> {
     let file = OpenOptions::new()
         .read(true)
@@ -206,7 +219,7 @@ pub(crate) fn make_layer_file(path: &Path, len_bytes: u64) -> Result<File, Store
         .truncate(true)
         .open(path)
         .map_err(StoreError::io("make", path))?;
-    file.set_len(len_bytes).map_err(StoreError::io("extend", path))?;
+    file.set_len(file_len_bytes(len_bytes)).map_err(StoreError::io("extend", path))?;
     file.sync_all().map_err(StoreError::io("sync", path))?;
     if let Some(dir) = path.parent() {
         sync_dir(dir)?;

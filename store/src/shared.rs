@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use hermes_image::ids::DiffId;
 use parking_lot::{Mutex, RwLock};
 
+use crate::artifacts::CheckedArtifacts;
 use crate::catalogue::Catalogue;
 use crate::config::StoreConfig;
 use crate::counters::Counters;
@@ -76,6 +77,7 @@ pub(crate) struct Shared {
     /// One registration or removal at a time: they share a note in the catalogue.
     pub(crate) registering: Mutex<()>,
     pub(crate) space: Space,
+    pub(crate) checked_artifacts: Mutex<CheckedArtifacts>,
     pub(crate) last_copy: RwLock<Option<Arc<LastCopy>>>,
     pub(crate) queue: SyncQueue,
     pub(crate) clock: Clock,

@@ -89,6 +89,7 @@ impl Store {
             layers: RwLock::new(Layers::default()),
             registering: Mutex::new(()),
             space: Space::default(),
+            checked_artifacts: Mutex::default(),
             last_copy: RwLock::new(None),
             clock: Clock::default(),
             counters: Counters::default(),
@@ -137,6 +138,15 @@ impl Store {
     /// removed.
     pub fn artifact(&self, id: ArtifactId) -> Result<Option<Bytes>, StoreError> {
         self.shared.artifact(id)
+    }
+
+    /// The same for whoever asks for parts of it again and again, such as peers for windows: a large file is checked
+    /// every ten minutes, and when it was replaced, not each time.
+    ///
+    /// # Errors
+    /// As [`Store::artifact`].
+    pub fn artifact_checked_lately(&self, id: ArtifactId) -> Result<Option<Bytes>, StoreError> {
+        self.shared.artifact_checked_lately(id)
     }
 
     /// Where an artifact's file is, or would be: for the kernel, which mounts trees by path.

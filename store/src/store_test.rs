@@ -541,3 +541,41 @@ fn the_page_cache_can_be_left() {
         check(&layer, &ramp);
     }
 }
+
+/// EROFS reads whole blocks, and a loop device ends with the last whole one.
+#[test]
+fn a_layer_file_ends_with_a_block_also_where_the_stream_does_not() {
+    let fixture = Fixture::new();
+    let store = fixture.open();
+    let ramp = Ramp::unique(1, &[512, 65536, 1000]);
+    let layer = store.layer(&ramp.table).expect("a layer");
+    put(&layer, &ramp, 2);
+    let path = layer.path().to_path_buf();
+    let len_bytes = || fs::metadata(&path).expect("there").len();
+    assert_eq!(len_bytes(), 512 + 65536 + 1024);
+    layer.sync().expect("syncs");
+    drop(layer);
+    drop(store);
+    // As a store of before would have it.
+    fs::File::options().write(true).open(&path).and_then(|file| file.set_len(512 + 65536 + 1000)).expect("cuts");
+    let store = fixture.open();
+    assert_eq!(len_bytes(), 512 + 65536 + 1024);
+    assert_eq!(store.open_layer(ramp.table.diff_id()).expect("registered").present(), Runs::one(2..3));
+}
+
+/// Peers ask for one window after the other of the same artifact.
+#[test]
+fn a_large_artifact_is_hashed_once_and_again_when_its_file_was_replaced() {
+    let fixture = Fixture::new();
+    let store = fixture.open();
+    let (id, bytes) = Verified::named(vec![7; 1 << 20].into());
+    store.put_artifact(&bytes).expect("written");
+    for _ in 0..3 {
+        assert_eq!(store.artifact_checked_lately(id).expect("read").expect("there"), *bytes);
+    }
+    assert_eq!(store.counters().artifacts_not_hashed.get(), 2);
+    fs::remove_file(store.artifact_path(id)).expect("removed");
+    fs::write(store.artifact_path(id), vec![8; 1 << 20]).expect("written");
+    assert!(matches!(store.artifact_checked_lately(id), Err(StoreError::DamagedArtifact { .. })));
+    assert!(store.artifact_checked_lately(id).expect("read").is_none());
+}

@@ -1,6 +1,7 @@
 //! Peers that lie, that have nothing, and that are slow, in front of a mounted image: readers get the right bytes from
 //! elsewhere, and who lies is banned.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,17 +41,23 @@ enum Lie {
     HasNothing,
     /// It never gets round to answering.
     Silent,
+    /// It has no chunks, and gives windows of restart points of the right length with other bytes.
+    WrongWindows,
 }
 
 /// What a liar gives to others.
 struct Lies {
     lie: Lie,
     tables: Vec<ChunkTable>,
+    windows: Vec<(ArtifactId, u64)>,
     ends: std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
 }
 
 impl Content for Lies {
     fn have(&self, layer: DiffId, table: ArtifactId) -> Option<Runs> {
+        if self.lie == Lie::WrongWindows {
+            return None;
+        }
         let table = self.tables.iter().find(|known| known.diff_id() == layer && known.id() == table)?;
         Some(Runs::one(0..table.count()))
     }
@@ -62,7 +69,7 @@ impl Content for Lies {
         Ok(match self.lie {
             Lie::WrongBytes => Some(vec![7; len].into()),
             Lie::WrongLengths => Some(vec![7; len / 2 + 1].into()),
-            Lie::HasNothing => None,
+            Lie::HasNothing | Lie::WrongWindows => None,
             Lie::Silent => {
                 // Returns when the liar is dropped, which closes the channel.
                 let _ = self.ends.lock().map(|ends| ends.recv());
@@ -71,8 +78,9 @@ impl Content for Lies {
         })
     }
 
-    fn artifact(&self, _: ArtifactId) -> std::io::Result<Option<Bytes>> {
-        Ok(None)
+    fn artifact(&self, id: ArtifactId) -> std::io::Result<Option<Bytes>> {
+        let wanted = self.windows.iter().filter(|_| self.lie == Lie::WrongWindows).find(|(known, _)| *known == id);
+        Ok(wanted.map(|(_, len_bytes)| vec![7; *len_bytes as usize].into()))
     }
 
     fn statement(&self, _: Digest) -> Option<Bytes> {
@@ -92,7 +100,8 @@ struct Liar {
 impl Liar {
     fn start(lie: Lie, rig: &Rig) -> Result<Self> {
         let (tell, ends) = std::sync::mpsc::sync_channel(1);
-        let content = Lies { lie, tables: rig.tables()?, ends: std::sync::Mutex::new(ends) };
+        let (tables, windows) = rig.tables()?;
+        let content = Lies { lie, tables, windows, ends: std::sync::Mutex::new(ends) };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let listen = "/ip4/127.0.0.1/tcp/0".parse().context("an address")?;
         let config = NodeConfig::new("default".parse()?, rig.scratch.path().join(format!("{lie:?}.key")), listen);
@@ -128,7 +137,8 @@ impl Rig {
         Ok(Self { registry, index, sample, scratch })
     }
 
-    fn tables(&self) -> Result<Vec<ChunkTable>> {
+    /// The chunk tables of all layers, and the windows of their restart points with their lengths in bytes.
+    fn tables(&self) -> Result<(Vec<ChunkTable>, Vec<(ArtifactId, u64)>)> {
         let folder = IndexFolder::new(&self.index.folder);
         let signed = folder.statement(self.sample.image.manifest)?.context("a statement")?;
         let statement = Statement::open(&signed, self.sample.image.manifest, &[self.index.key.parse()?])?;
@@ -136,7 +146,9 @@ impl Rig {
             let bytes = folder.artifact(id)?.context("a chunk table")?;
             Ok(ChunkTable::decode(bytes.into_inner())?)
         };
-        statement.layers.iter().map(|layer| table(layer.chunks)).collect()
+        let windows = |id| -> Result<_> { Ok((id, folder.artifact(id)?.context("windows")?.len() as u64)) };
+        let tables = statement.layers.iter().map(|layer| table(layer.chunks)).collect::<Result<_>>()?;
+        Ok((tables, statement.layers.iter().map(|layer| windows(layer.windows)).collect::<Result<_>>()?))
     }
 
     fn daemon(&self, name: &str) -> Result<Daemon> {
@@ -174,7 +186,9 @@ fn right_bytes_from_the_registry(lie: Lie) -> Result<()> {
     ensure!(sources.peer_bytes == 0 && sources.registry_bytes > 0, "{sources:?}");
     match lie {
         Lie::WrongBytes | Lie::WrongLengths => assert_banned(&daemon, &liar)?,
-        Lie::HasNothing | Lie::Silent => ensure!(!daemon.log().contains(BANNED), "{}", daemon.log()),
+        Lie::HasNothing | Lie::Silent | Lie::WrongWindows => {
+            ensure!(!daemon.log().contains(BANNED), "{}", daemon.log())
+        }
     }
     Ok(())
 }
@@ -213,6 +227,43 @@ fn an_honest_peer_is_found_beside_a_liar() -> Result<()> {
     rig.sample.check(&dir).with_context(|| daemon.log())?;
     let sources = daemon.sources()?;
     ensure!(sources.registry_bytes == 0 && sources.peer_bytes > 0, "{sources:?}");
+    Ok(())
+}
+
+/// The registry has the blob, a liar the only windows to decode it with: the liar is banned, the read fails well before
+/// its deadline, and succeeds once an honest node has the windows.
+#[test]
+fn wrong_windows_ban_and_are_asked_for_elsewhere() -> Result<()> {
+    let rig = Rig::new()?;
+    let liar = Liar::start(Lie::WrongWindows, &rig)?;
+    // Layers without windows share an empty blob.
+    let (_, windows) = rig.tables()?;
+    let windows = windows.into_iter().map(|(id, _)| id).collect::<BTreeSet<_>>();
+    // An honest node that knows the index and has read nothing.
+    let honest = rig.daemon("honest")?;
+    rig.mount(&honest, "honest-image", &[])?;
+    for id in &windows {
+        std::fs::copy(rig.index.folder.join("artifacts").join(id.hex()), rig.scratch.path().join(id.hex()))?;
+        std::fs::remove_file(rig.index.folder.join("artifacts").join(id.hex()))?;
+    }
+    let daemon = rig.daemon("state")?;
+    let dir = rig.mount(&daemon, "image", &[&liar.address])?;
+    let (read, took) = Reading::start(&dir.join("gzip/first")).end()?;
+    ensure!(read.is_err(), "read with wrong windows");
+    ensure!(took < Duration::from_secs(15), "it took {took:?}: {}", daemon.log());
+    assert_banned(&daemon, &liar)?;
+    for id in &windows {
+        std::fs::copy(rig.scratch.path().join(id.hex()), rig.index.folder.join("artifacts").join(id.hex()))?;
+    }
+    // What the honest node reads it has in its store, for others.
+    rig.sample.check_file(&rig.scratch.path().join("honest-image"), "gzip/small")?;
+    for id in &windows {
+        std::fs::remove_file(rig.index.folder.join("artifacts").join(id.hex()))?;
+    }
+    let address = honest.status()?.listen.first().cloned().context("it listens")?;
+    let again = rig.mount(&daemon, "again", &[&address])?;
+    rig.sample.check(&again).with_context(|| daemon.log())?;
+    ensure!(daemon.sources()?.registry_bytes > 0, "{:?}", daemon.sources()?);
     Ok(())
 }
 

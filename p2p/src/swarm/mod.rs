@@ -103,6 +103,9 @@ struct Link {
 
 type Resolved = (usize, Result<Vec<Multiaddr>, AddressError>);
 
+/// How often the routing table is refreshed beyond what traffic does.
+const REFRESH_EVERY: Duration = Duration::from_secs(300);
+
 /// The owner of the swarm and of everything that only it may change.
 pub(crate) struct Owner {
     swarm: Swarm<Behaviour>,
@@ -122,6 +125,7 @@ pub(crate) struct Owner {
     bans: BTreeMap<PeerId, Instant>,
     links: HashMap<ConnectionId, Link>,
     next_sweep: Instant,
+    next_refresh: Instant,
     /// What happened before this task began.
     early: Vec<SwarmEvent<Event>>,
 }
@@ -157,6 +161,7 @@ impl Owner {
             bans: BTreeMap::new(),
             links: HashMap::new(),
             next_sweep: now + discovery.sweep_every,
+            next_refresh: now + REFRESH_EVERY,
             swarm,
             config,
             shared,
@@ -193,7 +198,10 @@ impl Owner {
     fn next_wake(&self) -> Instant {
         let publication = if self.publications < PUBLICATIONS_MAX { self.schedule.next_due() } else { None };
         let ban = self.bans.values().min().copied();
-        [publication, self.seeds.next_due(), ban].into_iter().flatten().fold(self.next_sweep, Instant::min)
+        [publication, self.seeds.next_due(), ban]
+            .into_iter()
+            .flatten()
+            .fold(self.next_sweep.min(self.next_refresh), Instant::min)
     }
 
     /// Does everything whose time has come.
@@ -220,6 +228,14 @@ impl Owner {
                     tracing::warn!(%layer, %error, "cannot announce layer");
                     self.schedule.finished(layer, false, now, rand::random());
                 }
+            }
+        }
+        if self.next_refresh <= now {
+            self.next_refresh = now + REFRESH_EVERY;
+            let kad = &mut self.swarm.behaviour_mut().kad;
+            let knows_anybody = kad.kbuckets().any(|bucket| !bucket.is_empty());
+            if knows_anybody && let Err(error) = kad.bootstrap() {
+                tracing::debug!(%error, "the routing table is not refreshed");
             }
         }
         if self.next_sweep <= now {

@@ -7,7 +7,7 @@ use super::shape::minus;
 use super::table::{Layer, Lookup, Read};
 use super::{Flight, Turn};
 use crate::class::Class;
-use crate::event::{Action, AskId, Event, FailReason, PeerNo, ReadId, Source};
+use crate::event::{Action, AskId, Event, FailReason, OriginNo, PeerNo, ReadId, Source};
 use crate::time::Instant;
 
 impl Flight {
@@ -31,7 +31,7 @@ impl Flight {
                     self.dirty = true;
                 }
             }
-            Event::OriginChanged { layer, usable } => self.origin_changed(layer, usable),
+            Event::OriginChanged { layer, origin, usable } => self.origin_changed(layer, origin, usable),
             Event::PeerUp { peer } => self.peer_up(peer),
             Event::PeerDown { peer } => {
                 self.forget_peer(peer, turn);
@@ -94,24 +94,36 @@ impl Flight {
         }
         self.ahead_layers.remove(&layer);
         let origin = self.layers.remove(&layer).and_then(|record| record.origin.no);
+        self.leave_origin(origin);
+    }
+
+    /// One layer less uses the registry. Its books stay open while asks of it are under way.
+    fn leave_origin(&mut self, origin: Option<OriginNo>) {
         if let Some(no) = origin
             && let Some(record) = self.origins.get_mut(&no)
         {
             record.layers -= 1;
-            if record.layers == 0 {
-                self.origins.remove(&no);
-            }
+            self.origins.retain(|_, record| !record.is_unused());
         }
     }
 
-    fn origin_changed(&mut self, layer: DiffId, usable: bool) {
+    fn origin_changed(&mut self, layer: DiffId, origin: Option<OriginNo>, usable: bool) {
+        let now = self.now;
         let Some(record) = self.layers.get_mut(&layer) else { return };
+        let left = std::mem::replace(&mut record.origin.no, origin);
+        record.origin.changed_at = now;
         record.origin.usable = usable;
         record.origin.refused_until = None;
         record.origin.wrong_bytes = 0;
         record.origin.spans_asked = None;
         record.origin.backoff.succeed();
         record.troubles.remove(&Source::Origin);
+        if left != origin {
+            if let Some(no) = origin {
+                self.origins.entry(no).or_default().layers += 1;
+            }
+            self.leave_origin(left);
+        }
         self.dirty = true;
     }
 

@@ -163,6 +163,7 @@ impl Flight {
                 if let Some(origin) = ask.origin.and_then(|no| self.origins.get_mut(&no)) {
                     origin.load.sub(ask.class);
                 }
+                self.origins.retain(|_, record| !record.is_unused());
             }
         }
         if let Some(layer) = self.layers.get_mut(&ask.layer) {

@@ -86,6 +86,10 @@ impl Flight {
     fn failed(&mut self, ask: &Ask, class: ErrorClass, retry_after: Option<Duration>, turn: &mut Turn<'_>) {
         let limits = &self.limits;
         let Some(layer) = self.layers.get_mut(&ask.layer) else { return };
+        if ask.source == Source::Origin && ask.sent < layer.origin.changed_at && class != ErrorClass::Local {
+            // It speaks of what was the registry, or of credentials that were.
+            return;
+        }
         layer.trouble(ask.source, class, limits);
         if class == ErrorClass::Local && ask.source != Source::Local {
             layer.own.fail(turn.now, ask.sent, retry_after, &limits.own_backoff, turn.rng);

@@ -108,6 +108,8 @@ pub(super) enum Lookup {
 pub(super) struct OriginState {
     pub(super) no: Option<OriginNo>,
     pub(super) usable: bool,
+    /// When the driver last said which registry it is.
+    pub(super) changed_at: Instant,
     pub(super) refused_until: Option<Instant>,
     pub(super) backoff: Backoff,
     /// Wrong bytes in a row.
@@ -218,6 +220,13 @@ pub(super) struct OriginRecord {
     pub(super) rest_until: Instant,
     /// Open layers that use it.
     pub(super) layers: usize,
+}
+
+impl OriginRecord {
+    /// Whether no layer uses it and nothing is asked of it.
+    pub(super) fn is_unused(&self) -> bool {
+        self.layers == 0 && self.load == Load::default()
+    }
 }
 
 /// The waiting reads, by name, by place in their queue, and by deadline.

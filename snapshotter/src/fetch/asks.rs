@@ -17,14 +17,13 @@ use hermes_image::span::{SpanDecoder, SpanError};
 use hermes_image::verify::Verified;
 use hermes_p2p::{Arrival, ExchangeError, HaveNews, PeerId};
 use hermes_policy::class::{Class, ErrorClass};
-use hermes_policy::event::{AskId, Outcome};
+use hermes_policy::event::{AskId, OriginNo, Outcome};
 use hermes_store::Store;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::layer::OpenLayer;
+use super::layer::{LayerOrigin, OpenLayer, Rank};
 use super::{COMMANDS_MAX, Command};
-use crate::origin::{self, OriginError};
 
 /// Holders of one layer that are asked what they have; more would not make it quicker.
 const HOLDERS_MAX: usize = 8;
@@ -34,8 +33,9 @@ const HAVE_TIMEOUT: Duration = Duration::from_secs(2);
 const PIECES_MAX: usize = 16;
 /// Chunks that are written and reported together: one span's worth.
 const BATCH_CHUNKS: usize = 8;
-/// Longest time that one ask to the registry may take in all; the policy ends those that make no progress earlier.
-const ORIGIN_ASK_MAX: Duration = Duration::from_secs(600);
+/// Longest time that one ask to the registry may take in all: a layer of 10 GB that can only be read from its start, at
+/// 1 Mbit/s. The policy ends those that make no progress within seconds.
+const ORIGIN_ASK_MAX: Duration = Duration::from_secs(24 * 3600);
 
 const _: () = assert!(PIECES_MAX < COMMANDS_MAX, "asks must not fill the driver's queue");
 
@@ -158,13 +158,7 @@ fn peer_failed(open: &OpenLayer, peer: PeerId, error: &ExchangeError) -> Outcome
     if let ExchangeError::Busy { retry_after, .. } = error {
         return Outcome::Busy { retry_after: *retry_after };
     }
-    failed(match error.class() {
-        hermes_p2p::ErrorClass::Transient => ErrorClass::Transient,
-        hermes_p2p::ErrorClass::PeerFault => ErrorClass::PeerFault,
-        hermes_p2p::ErrorClass::NotFound => ErrorClass::NotFound,
-        hermes_p2p::ErrorClass::Denied => ErrorClass::Denied,
-        hermes_p2p::ErrorClass::Local => ErrorClass::Local,
-    })
+    failed(error.class())
 }
 
 /// Stores a batch on a blocking thread and reports it. Returns its length in bytes.
@@ -192,22 +186,60 @@ async fn progress(work: &Ask) {
     }
 }
 
-/// Reads a run of spans from the registry in one request and decodes it.
-pub(super) async fn registry(work: Ask, open: Arc<OpenLayer>, spans: Range<u32>, timeout: Duration) -> Outcome {
-    let Some(origin) = open.origin.clone() else { return failed(ErrorClass::NotFound) };
-    let decoder = match decoder(&open, spans.clone()).await {
+/// Reads a run of spans from the registry in one request and decodes it. `asked` is the registry that the policy means.
+///
+/// Where several images have the layer, one registry's refusal is not the layer's: the others are asked in turn. One
+/// that fails in passing is asked last the next time, after the rest that the policy gives it.
+pub(super) async fn registry(
+    work: Ask,
+    open: Arc<OpenLayer>,
+    asked: OriginNo,
+    spans: Range<u32>,
+    timeout: Duration,
+) -> Outcome {
+    let mut refused = failed(ErrorClass::NotFound);
+    for (place, origin) in open.origins().into_iter().enumerate() {
+        let outcome = read_spans(&work, &open, &origin, spans.clone(), timeout).await;
+        match outcome {
+            Outcome::Failed { class: ErrorClass::NotFound | ErrorClass::Denied | ErrorClass::PeerFault, .. } => {
+                refused = outcome;
+            }
+            Outcome::Failed { class: ErrorClass::Transient, .. } => {
+                open.rank(&origin, Rank::Last);
+                return outcome;
+            }
+            outcome => {
+                if (place > 0 || origin.number != asked) && matches!(outcome, Outcome::Done { .. }) {
+                    open.rank(&origin, Rank::First);
+                    let _ = work.reports.send(Command::OriginsChanged { layer: open.diff_id() }).await;
+                }
+                return outcome;
+            }
+        }
+    }
+    refused
+}
+
+async fn read_spans(
+    work: &Ask,
+    open: &Arc<OpenLayer>,
+    origin: &LayerOrigin,
+    spans: Range<u32>,
+    timeout: Duration,
+) -> Outcome {
+    let decoder = match decoder(open, spans.clone()).await {
         Ok(decoder) => decoder,
         Err(error) => {
-            tracing::error!(layer = %open.diff_id(), %error, "cannot use the seek table");
-            return failed(ErrorClass::Local);
+            tracing::error!(layer = %open.diff_id(), %error, "the registry cannot be read without the seek table");
+            return failed(error.class());
         }
     };
     let range = match open.spans().await {
         Ok(index) => index.seek.blob_range(spans),
-        Err(_) => return failed(ErrorClass::Local),
+        Err(error) => return failed(error.class()),
     };
     let (pieces, queue) = mpsc::channel(PIECES_MAX);
-    let (layer, reports) = (Arc::clone(&open), work.reports.clone());
+    let (layer, reports) = (Arc::clone(open), work.reports.clone());
     let decoding = tokio::task::spawn_blocking(move || decode(&layer, decoder, queue, &reports));
     let deadline = Instant::now() + ORIGIN_ASK_MAX;
     let mut body = std::pin::pin!(origin.origin.read(&origin.descriptor, range, deadline));
@@ -217,13 +249,13 @@ pub(super) async fn registry(work: Ask, open: Arc<OpenLayer>, spans: Range<u32>,
             Ok(Some(Ok(piece))) => {
                 bytes += piece.len() as u64;
                 open.counters.registry_wire.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                progress(&work).await;
+                progress(work).await;
                 if pieces.send(piece).await.is_err() {
                     // The decoder has all it needs, or has failed; it says which.
                     break None;
                 }
             }
-            Ok(Some(Err(error))) => break Some((error_class(&error), error.retry_after(), error.to_string())),
+            Ok(Some(Err(error))) => break Some((error.class(), error.retry_after(), error.to_string())),
             Ok(None) => break None,
             Err(_) => {
                 break Some((
@@ -237,13 +269,13 @@ pub(super) async fn registry(work: Ask, open: Arc<OpenLayer>, spans: Range<u32>,
     drop(pieces);
     let decoded = decoding.await;
     if let Some((class, retry_after, error)) = broken {
-        tracing::warn!(image = %open.image, layer = %open.diff_id(), %error, "cannot read the registry");
+        tracing::warn!(image = %open.image(), layer = %open.diff_id(), %error, "cannot read the registry");
         return Outcome::Failed { class, retry_after };
     }
     match decoded {
         Ok(Ok(())) => Outcome::Done { bytes },
         Ok(Err(DecodeError::Span(error))) => {
-            tracing::error!(image = %open.image, layer = %open.diff_id(), %error, "the registry's bytes are not the ones that were indexed");
+            tracing::error!(image = %open.image(), layer = %open.diff_id(), %error, "the registry's bytes are not the ones that were indexed");
             failed(ErrorClass::PeerFault)
         }
         Ok(Err(DecodeError::Store(error))) => {
@@ -251,16 +283,6 @@ pub(super) async fn registry(work: Ask, open: Arc<OpenLayer>, spans: Range<u32>,
             failed(ErrorClass::Local)
         }
         Err(_) => failed(ErrorClass::Local),
-    }
-}
-
-fn error_class(error: &OriginError) -> ErrorClass {
-    match error.class() {
-        origin::ErrorClass::Transient => ErrorClass::Transient,
-        origin::ErrorClass::SourceFault => ErrorClass::PeerFault,
-        origin::ErrorClass::NotFound => ErrorClass::NotFound,
-        origin::ErrorClass::Denied => ErrorClass::Denied,
-        origin::ErrorClass::Local => ErrorClass::Local,
     }
 }
 
@@ -353,7 +375,11 @@ pub(super) async fn spans(work: Ask, open: Arc<OpenLayer>) {
     let found = match open.spans().await {
         Ok(_) => true,
         Err(error) => {
-            tracing::error!(image = %open.image, %layer, %error, "the registry cannot be read without the seek table");
+            tracing::error!(image = %open.image(), %layer, %error, "the registry cannot be read without the seek table");
+            // A peer that comes may have it: the policy asks again after a pause.
+            if error.class() == ErrorClass::NotFound {
+                return;
+            }
             false
         }
     };

@@ -42,6 +42,7 @@ pub struct FetchConfig {
 pub fn spawn(config: FetchConfig) -> FetchHandle {
     let (commands, queue) = mpsc::channel(COMMANDS_MAX);
     let (completed, completions) = watch::channel(());
+    let store = Arc::clone(&config.store);
     let driver = Driver {
         flight: Flight::new(config.limits.clone()),
         rng: Rng::new(config.seed),
@@ -56,7 +57,7 @@ pub fn spawn(config: FetchConfig) -> FetchHandle {
         config,
     };
     tokio::spawn(driver.run(queue));
-    FetchHandle::new(commands, completions)
+    FetchHandle::new(commands, store, completions)
 }
 
 struct Waiting {
@@ -81,19 +82,46 @@ struct Driver {
     completed: watch::Sender<()>,
 }
 
+/// Peers whose numbers are remembered: four times as many as may be connected, so that one that comes back soon is the
+/// same to the policy. The swarm itself remembers whom it has banned.
+const NUMBERED_PEERS_MAX: usize = 1024;
+
 /// Numbers for peers, as the policy wants them; never given twice.
 #[derive(Default)]
 struct PeerNumbers {
     by_id: HashMap<PeerId, PeerNo>,
-    by_no: BTreeMap<PeerNo, PeerId>,
+    /// The peer, and whether it is connected.
+    by_no: BTreeMap<PeerNo, (PeerId, bool)>,
+    next: u32,
 }
 
 impl PeerNumbers {
     fn number(&mut self, peer: PeerId) -> PeerNo {
-        let next = PeerNo(self.by_id.len() as u32);
-        let no = *self.by_id.entry(peer).or_insert(next);
-        self.by_no.insert(no, peer);
+        if let Some(no) = self.by_id.get(&peer) {
+            return *no;
+        }
+        if self.by_no.len() >= NUMBERED_PEERS_MAX
+            && let Some(oldest) = self.by_no.iter().find(|(_, (_, up))| !up).map(|(no, _)| *no)
+            && let Some((gone, _)) = self.by_no.remove(&oldest)
+        {
+            self.by_id.remove(&gone);
+        }
+        let no = PeerNo(self.next);
+        // After four thousand million peers they begin anew: the first ones are long forgotten.
+        self.next = self.next.wrapping_add(1);
+        self.by_id.insert(peer, no);
+        self.by_no.insert(no, (peer, false));
         no
+    }
+
+    fn set_up(&mut self, peer: PeerId, up: bool) -> PeerNo {
+        let no = self.number(peer);
+        self.by_no.insert(no, (peer, up));
+        no
+    }
+
+    fn id(&self, no: PeerNo) -> Option<PeerId> {
+        self.by_no.get(&no).map(|(peer, _)| *peer)
     }
 }
 
@@ -130,9 +158,15 @@ impl Driver {
 
     fn apply(&mut self, command: Command) {
         match command {
-            Command::Open { layer, ready } => {
-                self.open(layer);
+            Command::Open { layer, local, ready } => {
+                self.open(layer, local);
                 let _ = ready.send(());
+            }
+            Command::OriginsChanged { layer } => {
+                if let Some(open) = self.layers.get(&layer) {
+                    let origin = open.origin_number();
+                    self.tell(Event::OriginChanged { layer, origin, usable: true });
+                }
             }
             Command::Close { layer } => {
                 self.tell(Event::LayerClosed { layer });
@@ -170,14 +204,14 @@ impl Driver {
         }
     }
 
-    fn open(&mut self, layer: Arc<OpenLayer>) {
+    fn open(&mut self, layer: Arc<OpenLayer>, local: Runs) {
         let diff_id = layer.diff_id();
         let event = Event::LayerOpened {
             layer: diff_id,
             geometry: layer.geometry(),
             present: layer.layer.present(),
-            local: self.config.store.local_runs(&layer.layer).unwrap_or_default(),
-            origin: layer.origin.as_ref().map(|origin| origin.number),
+            local,
+            origin: layer.origin_number(),
         };
         self.layers.insert(diff_id, Arc::clone(&layer));
         self.tell(event);
@@ -193,7 +227,8 @@ impl Driver {
             let geometry = open.geometry();
             self.tell(Event::GeometryChanged { layer, geometry });
         } else {
-            self.tell(Event::OriginChanged { layer, usable: false });
+            let origin = open.origin_number();
+            self.tell(Event::OriginChanged { layer, origin, usable: false });
         }
     }
 
@@ -226,14 +261,14 @@ impl Driver {
         match event {
             PeerEvent::Up(peer) => self.peer_up(peer),
             PeerEvent::Down(peer) => {
-                let peer = self.peers.number(peer);
+                let peer = self.peers.set_up(peer, false);
                 self.tell(Event::PeerDown { peer });
             }
         }
     }
 
     fn peer_up(&mut self, peer: PeerId) {
-        let no = self.peers.number(peer);
+        let no = self.peers.set_up(peer, true);
         self.tell(Event::PeerUp { peer: no });
         // A new neighbour may have what is being read right now.
         for layer in self.layers.values().cloned().collect::<Vec<_>>() {
@@ -265,11 +300,11 @@ impl Driver {
                 self.spawn_ask(ask, layer, |work, layer| asks::local(work, layer, chunks));
             }
             Action::AskPeer { ask, peer, layer, chunks, class, timeout } => {
-                let Some(peer) = self.peers.by_no.get(&peer).copied() else { return };
+                let Some(peer) = self.peers.id(peer) else { return };
                 self.spawn_ask(ask, layer, move |work, layer| asks::peer(work, layer, peer, chunks, class, timeout));
             }
-            Action::AskOrigin { ask, layer, spans, timeout, .. } => {
-                self.spawn_ask(ask, layer, move |work, layer| asks::registry(work, layer, spans, timeout));
+            Action::AskOrigin { ask, origin, layer, spans, timeout, .. } => {
+                self.spawn_ask(ask, layer, move |work, layer| asks::registry(work, layer, origin, spans, timeout));
             }
             Action::Cancel { ask } => {
                 if let Some(task) = self.asks.remove(&ask) {
@@ -294,7 +329,7 @@ impl Driver {
                 }
             }
             Action::Ban { peer, until } => {
-                if let (Some(peer), Some(node)) = (self.peers.by_no.get(&peer).copied(), self.config.peers.clone()) {
+                if let (Some(peer), Some(node)) = (self.peers.id(peer), self.config.peers.clone()) {
                     let duration = self.clock_time(until).saturating_duration_since(Instant::now());
                     tracing::warn!(%peer, ?duration, "a peer sent wrong bytes; it is refused for a while");
                     self.spawn_detached(|_| async move { drop(node.ban(peer, duration).await) });
@@ -313,11 +348,11 @@ impl Driver {
     fn fail(&mut self, read: ReadId, cause: FailCause) {
         let Some(layer) = self.reads.get(&read).map(|waiting| waiting.layer) else { return };
         let open = self.layers.get(&layer);
-        let image = open.map_or_else(String::new, |open| open.image.clone());
-        let host = open.and_then(|open| open.origin.as_ref()).map(|origin| origin.origin.host().to_owned());
+        let image = open.map_or_else(String::new, |open| open.image());
+        let host = open.map(|open| open.origins()).and_then(|origins| Some(origins.first()?.origin.host().to_owned()));
         let name = |source| match source {
             Source::Local => "the local store".to_owned(),
-            Source::Peer(peer) => self.peers.by_no.get(&peer).map_or_else(String::new, |id| format!("peer {id}")),
+            Source::Peer(peer) => self.peers.id(peer).map_or_else(String::new, |id| format!("peer {id}")),
             Source::Origin => format!("the registry {}", host.as_deref().unwrap_or_default()),
         };
         let failed = cause.tried.iter().map(|(source, class)| (*source, Some(*class)));
@@ -385,5 +420,25 @@ impl OriginNumbers {
     pub fn number(&mut self, host: &str) -> OriginNo {
         let next = OriginNo(self.hosts.len() as u32);
         *self.hosts.entry(host.to_owned()).or_insert(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peer_numbers_are_bounded_and_never_given_twice() {
+        let mut numbers = PeerNumbers::default();
+        let first = PeerId::random();
+        let kept = numbers.set_up(first, true);
+        let mut seen = std::collections::BTreeSet::from([kept]);
+        for _ in 0..NUMBERED_PEERS_MAX + 100 {
+            let peer = PeerId::random();
+            assert!(seen.insert(numbers.set_up(peer, true)), "a number is given twice");
+            numbers.set_up(peer, false);
+        }
+        assert_eq!((numbers.by_id.len(), numbers.by_no.len()), (NUMBERED_PEERS_MAX, NUMBERED_PEERS_MAX));
+        assert_eq!((numbers.number(first), numbers.id(kept)), (kept, Some(first)), "connected peers keep theirs");
     }
 }

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hermes_image::ids::{ArtifactId, DiffId, SpanNo};
 use hermes_image::index::seek::SeekTable;
+use hermes_image::statement::LayerStatement;
 use hermes_image::verify::Verified;
+use hermes_policy::class::ErrorClass;
 use hermes_policy::event::OriginNo;
 use hermes_policy::geometry::{GeometryError, LayerGeometry, Span};
 use parking_lot::{Mutex, RwLock};
@@ -22,7 +24,22 @@ use crate::status::BySource;
 /// Time between two warnings that a layer's chunks find no room: often enough to be seen in the tail of a log.
 const FULL_STORE_WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The registry of a layer.
+/// A mount of this daemon, by a number that is never given twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MountNo(pub u64);
+
+/// A mounted image that reads a layer.
+#[derive(Debug, Clone)]
+pub struct LayerUser {
+    /// The mount.
+    pub mount: MountNo,
+    /// The image, for messages.
+    pub image: String,
+    /// Its registry, with its credentials; `None` when it came without one.
+    pub origin: Option<LayerOrigin>,
+}
+
+/// The registry of a layer, as one image names it.
 #[derive(Debug, Clone)]
 pub struct LayerOrigin {
     /// By which the policy knows the host.
@@ -47,6 +64,18 @@ pub enum SpanIndexError {
     Damaged(String),
 }
 
+impl SpanIndexError {
+    /// What it means for reading the registry, which cannot be used without them; other sources can.
+    pub(super) fn class(&self) -> ErrorClass {
+        match self {
+            Self::Missing(_) => ErrorClass::NotFound,
+            Self::Artifact(_) => ErrorClass::Local,
+            // The registry's bytes and the index do not belong together.
+            Self::Damaged(_) => ErrorClass::PeerFault,
+        }
+    }
+}
+
 /// The restart points of a layer, and where their windows are.
 #[derive(Debug)]
 pub struct SpanIndex {
@@ -60,8 +89,8 @@ pub struct SpanIndex {
 pub struct SpanIndexSource {
     /// Where artifacts are looked for.
     pub artifacts: Artifacts,
-    /// The directory of the seek table.
-    pub seek: ArtifactId,
+    /// What the signer says of the layer, and with it of its seek table.
+    pub statement: LayerStatement,
 }
 
 impl SpanIndex {
@@ -74,17 +103,12 @@ impl SpanIndex {
     pub async fn window(&self, span: SpanNo) -> Result<Verified<Bytes>, SpanIndexError> {
         let range = self.seek.window_range(span);
         if range.is_empty() {
-            return self.check(span, Bytes::new());
+            let none = self.seek.verify_window(span, Bytes::new());
+            return none.map_err(|mismatch| SpanIndexError::Damaged(format!("window {span}: {mismatch}")));
         }
         let windows = self.seek.windows_id();
-        let bytes = self.source.artifacts.range(windows, range).await?;
-        self.check(span, bytes.ok_or(SpanIndexError::Missing(windows))?)
-    }
-
-    fn check(&self, span: SpanNo, bytes: Bytes) -> Result<Verified<Bytes>, SpanIndexError> {
-        self.seek
-            .verify_window(span, bytes)
-            .map_err(|mismatch| SpanIndexError::Damaged(format!("window {span}: {mismatch}")))
+        let found = self.source.artifacts.range(windows, range, |bytes| self.seek.verify_window(span, bytes)).await?;
+        found.ok_or(SpanIndexError::Missing(windows))
     }
 }
 
@@ -109,21 +133,28 @@ impl SourceCounters {
     }
 }
 
+/// The place of a registry among those of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rank {
+    /// It has given what it was asked for.
+    First,
+    /// It has failed.
+    Last,
+}
+
 /// A layer that is open for reading.
 #[derive(Debug)]
 pub struct OpenLayer {
     /// The bytes at rest.
     pub layer: Arc<hermes_store::Layer>,
-    /// The image that it was opened for, for messages.
-    pub image: String,
-    /// Its registry; `None` when the image came without one.
-    pub origin: Option<LayerOrigin>,
     /// Where its restart points are looked for when the registry is needed.
     pub spans_from: SpanIndexSource,
     /// Where its bytes came from.
     pub counters: SourceCounters,
     /// Where its readers should be heard of.
     pub marks: Arc<Marks>,
+    /// Whom it is open for. The registry of the first that has one is asked first.
+    users: RwLock<Vec<LayerUser>>,
     geometry: RwLock<Arc<LayerGeometry>>,
     warned_of_full_store: Mutex<Option<Instant>>,
     spans: tokio::sync::OnceCell<Arc<SpanIndex>>,
@@ -136,19 +167,16 @@ impl OpenLayer {
     /// When the chunk table describes no layer.
     pub fn new(
         layer: Arc<hermes_store::Layer>,
-        marks: Arc<Marks>,
-        image: String,
-        origin: Option<LayerOrigin>,
+        user: LayerUser,
         spans_from: SpanIndexSource,
     ) -> Result<Self, GeometryError> {
         let geometry = LayerGeometry::of_table(layer.table())?;
         Ok(Self {
             layer,
-            image,
-            origin,
             spans_from,
             counters: SourceCounters::default(),
-            marks,
+            marks: Arc::default(),
+            users: RwLock::new(vec![user]),
             geometry: RwLock::new(Arc::new(geometry)),
             warned_of_full_store: Mutex::new(None),
             spans: tokio::sync::OnceCell::new(),
@@ -158,6 +186,47 @@ impl OpenLayer {
     /// The layer.
     pub fn diff_id(&self) -> DiffId {
         self.layer.diff_id()
+    }
+
+    /// Opens it for one more mount. Its registry is asked before the others: its credentials are the newest.
+    pub fn add_user(&self, user: LayerUser) {
+        let mut users = self.users.write();
+        users.retain(|known| known.mount != user.mount);
+        users.insert(0, user);
+    }
+
+    /// Closes it for `mount`; how many mounts it is still open for.
+    pub fn remove_user(&self, mount: MountNo) -> usize {
+        let mut users = self.users.write();
+        users.retain(|user| user.mount != mount);
+        users.len()
+    }
+
+    /// An image that it is open for, for messages.
+    pub fn image(&self) -> String {
+        self.users.read().first().map_or_else(String::new, |user| user.image.clone())
+    }
+
+    /// The registries that have it, in the order in which they are asked.
+    pub fn origins(&self) -> Vec<LayerOrigin> {
+        self.users.read().iter().filter_map(|user| user.origin.clone()).collect()
+    }
+
+    /// By which the policy knows the registry that is asked first.
+    pub fn origin_number(&self) -> Option<OriginNo> {
+        self.users.read().iter().find_map(|user| user.origin.as_ref()).map(|origin| origin.number)
+    }
+
+    /// Asks this registry before or after all others from now on.
+    pub(super) fn rank(&self, origin: &LayerOrigin, rank: Rank) {
+        let mut users = self.users.write();
+        let is_it =
+            |user: &LayerUser| user.origin.as_ref().is_some_and(|known| Arc::ptr_eq(&known.origin, &origin.origin));
+        // The sort is stable: the others keep their order.
+        users.sort_by_key(|user| match rank {
+            Rank::First => !is_it(user),
+            Rank::Last => is_it(user),
+        });
     }
 
     /// Chunks, and spans where they are known.
@@ -184,10 +253,11 @@ impl OpenLayer {
     }
 
     async fn find_spans(&self) -> Result<Arc<SpanIndex>, SpanIndexError> {
-        let id = self.spans_from.seek;
+        let id = self.spans_from.statement.seek;
         let bytes = self.spans_from.artifacts.get(id).await?.ok_or(SpanIndexError::Missing(id))?;
         let damaged = |error: &dyn std::fmt::Display| SpanIndexError::Damaged(error.to_string());
         let seek = SeekTable::decode(bytes.into_inner()).map_err(|error| damaged(&error))?;
+        self.spans_from.statement.check_seek(&seek, self.layer.table()).map_err(|error| damaged(&error))?;
         let spans = seek.spans().map(|span| {
             let Range { start, end } = span.blob;
             Span { first_chunk: span.chunks.start, blob_start: start, blob_end: end }

@@ -24,12 +24,13 @@ use hermes_image::runs::Runs;
 use hermes_p2p::PeerId;
 use hermes_policy::class::ErrorClass;
 use hermes_policy::event::{AskId, FailReason, Outcome, ReadId, Source, Status};
+use hermes_store::Store;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use driver::{FetchConfig, OriginNumbers, spawn};
 pub use hermes_policy::class::Class;
-pub use layer::{LayerOrigin, OpenLayer, SpanIndex, SpanIndexError, SpanIndexSource};
+pub use layer::{LayerOrigin, LayerUser, MountNo, OpenLayer, SpanIndex, SpanIndexError, SpanIndexSource};
 pub use marks::Marks;
 
 /// Commands that wait for the driver: reads of both FUSE threads and reports of all asks, with room. When it is full,
@@ -133,7 +134,8 @@ fn describe(reason: FailReason, tried: &[Tried]) -> String {
 /// What reaches the driver.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Open { layer: Arc<OpenLayer>, ready: oneshot::Sender<()> },
+    Open { layer: Arc<OpenLayer>, local: Runs, ready: oneshot::Sender<()> },
+    OriginsChanged { layer: DiffId },
     Close { layer: DiffId },
     Need { read: ReadId, layer: DiffId, chunks: Runs, class: Class, deadline: Instant, done: oneshot::Sender<Answer> },
     Withdraw { read: ReadId },
@@ -154,13 +156,14 @@ type Answer = Result<Delivered, FetchError>;
 #[derive(Debug, Clone)]
 pub struct FetchHandle {
     commands: mpsc::Sender<Command>,
+    store: Arc<Store>,
     next_read: Arc<AtomicU64>,
     completions: watch::Receiver<()>,
 }
 
 impl FetchHandle {
-    fn new(commands: mpsc::Sender<Command>, completions: watch::Receiver<()>) -> Self {
-        Self { commands, next_read: Arc::default(), completions }
+    fn new(commands: mpsc::Sender<Command>, store: Arc<Store>, completions: watch::Receiver<()>) -> Self {
+        Self { commands, store, next_read: Arc::default(), completions }
     }
 
     /// Changes whenever a layer has become complete, and is closed when the driver has ended.
@@ -195,9 +198,26 @@ impl FetchHandle {
     /// afterwards.
     pub async fn open(&self, layer: Arc<OpenLayer>) {
         let (ready, opened) = oneshot::channel();
-        if self.commands.send(Command::Open { layer, ready }).await.is_ok() {
+        let (store, looked_at) = (Arc::clone(&self.store), Arc::clone(&layer));
+        // A look-up of every chunk in the catalogue: seconds for a large layer on a slow disk.
+        let local = tokio::task::spawn_blocking(move || store.local_runs(&looked_at.layer)).await;
+        let local = match local {
+            Ok(Ok(local)) => local,
+            Ok(Err(error)) => {
+                tracing::warn!(layer = %layer.diff_id(), %error, "nothing is copied from other layers");
+                Runs::new()
+            }
+            Err(_) => Runs::new(),
+        };
+        if self.commands.send(Command::Open { layer, local, ready }).await.is_ok() {
             let _ = opened.await;
         }
+    }
+
+    /// Tells that the users of `layer`, and with them its registries, have changed: what was refused is asked for
+    /// again. Cancel safe.
+    pub async fn origins_changed(&self, layer: DiffId) {
+        let _ = self.commands.send(Command::OriginsChanged { layer }).await;
     }
 
     /// Closes a layer; reads that still wait for it fail. Cancel safe.

@@ -39,9 +39,11 @@ pub struct LayerDirectory {
     table: RwLock<Table>,
 }
 
+/// A layer keeps its slot, and with it its inode, as long as the file system is mounted, whether it is served or not: the
+/// kernel remembers names for ever. A slot takes some fifty bytes.
 #[derive(Debug, Default)]
 struct Table {
-    files: Vec<Arc<LayerFile>>,
+    files: Vec<Option<Arc<LayerFile>>>,
     slots: BTreeMap<DiffId, usize>,
 }
 
@@ -49,25 +51,37 @@ impl LayerDirectory {
     /// Adds a layer; one that is there already is kept.
     pub fn insert(&self, file: Arc<LayerFile>) {
         let mut table = self.table.write();
-        let slot = table.files.len();
-        let diff_id = file.layer.diff_id();
-        if table.slots.contains_key(&diff_id) {
-            return;
+        let next = table.files.len();
+        let slot = *table.slots.entry(file.layer.diff_id()).or_insert(next);
+        if slot == next {
+            table.files.push(None);
         }
-        table.slots.insert(diff_id, slot);
-        table.files.push(file);
+        table.files[slot].get_or_insert(file);
+    }
+
+    /// Serves a layer no more. Nobody may have its file open; one that is added again has the same inode.
+    pub fn remove(&self, layer: DiffId) {
+        let mut table = self.table.write();
+        if let Some(slot) = table.slots.get(&layer).copied() {
+            table.files[slot] = None;
+        }
+    }
+
+    /// How many layers are served.
+    pub fn count(&self) -> usize {
+        self.table.read().files.iter().flatten().count()
     }
 
     fn by_ino(&self, ino: u64) -> Option<Arc<LayerFile>> {
         let slot = usize::try_from(ino.checked_sub(FIRST_LAYER_INO)?).ok()?;
-        self.table.read().files.get(slot).cloned()
+        self.table.read().files.get(slot).cloned().flatten()
     }
 
     fn by_name(&self, name: &OsStr) -> Option<(u64, Arc<LayerFile>)> {
         let diff_id: DiffId = format!("sha256:{}", name.to_str()?).parse().ok()?;
         let table = self.table.read();
         let slot = *table.slots.get(&diff_id)?;
-        Some((slot as u64 + FIRST_LAYER_INO, Arc::clone(&table.files[slot])))
+        Some((slot as u64 + FIRST_LAYER_INO, table.files[slot].clone()?))
     }
 }
 
@@ -185,7 +199,8 @@ impl Filesystem for LayerFs {
             .files
             .iter()
             .enumerate()
-            .map(|(slot, file)| (file.layer.diff_id().hex(), FileType::RegularFile, slot as u64 + FIRST_LAYER_INO));
+            .filter_map(|(slot, file)| Some((file.as_ref()?.layer.diff_id().hex(), slot as u64 + FIRST_LAYER_INO)))
+            .map(|(name, ino)| (name, FileType::RegularFile, ino));
         for (at, (name, kind, ino)) in dots.into_iter().chain(layers).enumerate().skip(offset as usize) {
             if reply.add(INodeNo(ino), at as u64 + 1, kind, name) {
                 break;
@@ -200,6 +215,6 @@ impl Filesystem for LayerFs {
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        reply.statfs(0, 0, 0, self.directory.table.read().files.len() as u64, 0, 4096, 255, 4096);
+        reply.statfs(0, 0, 0, self.directory.count() as u64, 0, 4096, 255, 4096);
     }
 }

@@ -15,17 +15,42 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
     fsopen, move_mount,
 };
+use serde::{Deserialize, Serialize};
 
 use super::loops::LoopDevice;
 use super::{MountError, Mounted};
 
 /// What EROFS reads the image and the devices through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Backing {
     /// The files themselves (Linux 6.12).
+    #[serde(rename = "files")]
     File,
     /// Loop devices over them (Linux 6.4, for 512-byte blocks).
+    #[serde(rename = "loop-devices")]
     Loop,
+}
+
+impl Backing {
+    /// In the order in which they are tried: a loop device is one more block layer between the reader and the bytes.
+    pub const ALL: [Self; 2] = [Self::File, Self::Loop];
+
+    /// The name on the command line and in the output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "files",
+            Self::Loop => "loop-devices",
+        }
+    }
+}
+
+impl std::str::FromStr for Backing {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|backing| backing.name() == text);
+        found.ok_or_else(|| format!("'{text}' is nothing that EROFS reads through; it is files or loop-devices"))
+    }
 }
 
 /// Where the kernel lists what file systems read from.

@@ -76,6 +76,14 @@ pub enum NodeError {
         /// What it resolved to.
         manifest: Digest,
     },
+    /// The registry is away, and the image is not known here.
+    #[error("{reason}; nor does this node or a peer have an index of {image}")]
+    Unknown {
+        /// As the user named it.
+        image: String,
+        /// What the registry's failure was.
+        reason: String,
+    },
     /// A statement was refused.
     #[error("the index of {image} is not accepted: {source}; {}", statement_advice(.source))]
     Statement {
@@ -193,7 +201,7 @@ impl NodeError {
             Self::NotRoot => FailureClass::Denied,
             Self::Config(_) | Self::Address(_) => FailureClass::Usage,
             Self::Io { .. } | Self::Key { .. } | Self::Store(_) | Self::Peers(_) => FailureClass::Local,
-            Self::Peer { .. } => FailureClass::Unreachable,
+            Self::Peer { .. } | Self::Unknown { .. } => FailureClass::Unreachable,
             Self::Image(error) => find_class(error),
             Self::Indexing(error) => match &**error {
                 IndexingError::Origin(error) => origin_class(error),
@@ -267,7 +275,7 @@ pub fn find_class(error: &FindImageError) -> FailureClass {
 pub fn origin_class(error: &OriginError) -> FailureClass {
     match error.class() {
         ErrorClass::Transient => FailureClass::Unreachable,
-        ErrorClass::SourceFault => FailureClass::Corrupt,
+        ErrorClass::PeerFault => FailureClass::Corrupt,
         ErrorClass::NotFound => FailureClass::NotFound,
         ErrorClass::Denied => FailureClass::Denied,
         ErrorClass::Local => FailureClass::Local,

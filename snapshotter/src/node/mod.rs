@@ -5,15 +5,18 @@
 //! it mounted, newest first; when it is killed, mounts stay behind as dead FUSE connections until the next daemon of
 //! the same state folder clears them away.
 
+mod complete;
 mod error;
 pub mod keys;
 mod mount;
+mod resolve;
 mod serve;
 mod ways;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -31,7 +34,7 @@ use crate::artifacts::Artifacts;
 use crate::config::NodeConfig;
 use crate::content::NodeContent;
 use crate::control::socket_path;
-use crate::fetch::{self, FetchConfig, FetchHandle, OpenLayer, OriginNumbers};
+use crate::fetch::{self, FetchConfig, FetchHandle, MountNo, OpenLayer, OriginNumbers};
 use crate::fs::layers::LayerDirectory;
 use crate::fs::read::{LayerFile, Reader};
 use crate::fs::session::FuseSession;
@@ -67,9 +70,12 @@ struct Inner {
     directory: Arc<LayerDirectory>,
     ways: Ways,
     key: SigningKey,
-    trusted: Mutex<Vec<PublicKey>>,
+    /// Whose statements every request takes.
+    trusted: Vec<PublicKey>,
     origins: Mutex<OriginNumbers>,
-    layers: Mutex<BTreeMap<DiffId, Arc<LayerFile>>>,
+    /// The layers that are open for at least one mount.
+    layers: Mutex<BTreeMap<DiffId, (Arc<OpenLayer>, Arc<LayerFile>)>>,
+    next_mount: AtomicU64,
     mounting: tokio::sync::Mutex<()>,
     images: tokio::sync::Mutex<Vec<MountedImage>>,
     unused: tokio::sync::Notify,
@@ -78,6 +84,7 @@ struct Inner {
 /// An image that is shown. Fields drop in this order: first the mount, then what it reads from.
 #[derive(Debug)]
 struct MountedImage {
+    number: MountNo,
     shown: Shown,
     reference: String,
     manifest: Digest,
@@ -132,7 +139,7 @@ impl Node {
         });
         let reader = Reader::new(tokio::runtime::Handle::current(), config.read_deadline());
         let directory = Arc::new(LayerDirectory::default());
-        let ways = Ways::probe(&config.state, &store, &fetch, &directory, &reader).await?;
+        let ways = Ways::probe(&config.state, &store, &fetch, &directory, &reader, config.erofs_backing).await?;
         let socket = socket_path(&config.state);
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).map_err(io("listen on", socket.clone()))?;
@@ -148,9 +155,10 @@ impl Node {
             directory,
             ways,
             key,
-            trusted: Mutex::new(trusted),
+            trusted,
             origins: Mutex::default(),
             layers: Mutex::default(),
+            next_mount: AtomicU64::default(),
             mounting: tokio::sync::Mutex::default(),
             images: tokio::sync::Mutex::default(),
             unused: tokio::sync::Notify::new(),
@@ -242,7 +250,7 @@ async fn join_swarm(config: &NodeConfig, content: Arc<NodeContent>) -> Result<he
             NodeError::Address(format!("listen: '{listen}' is no address; write IP:PORT or /ip4/IP/tcp/PORT"))
         })?,
     };
-    let cluster = config.cluster.parse().map_err(|error| NodeError::Address(format!("{error}")))?;
+    let cluster = config.cluster_id()?;
     let mut settings = hermes_p2p::NodeConfig::new(cluster, config.state.join("identity"), listen);
     settings.peers = config.peers.iter().map(|peer| peer_address("peers", peer)).collect::<Result<_, _>>()?;
     Ok(hermes_p2p::Node::start(settings, content).await?)

@@ -2,37 +2,35 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use hermes_image::erofs::{self, Image};
 use hermes_image::ids::{ArtifactId, ChainId, DiffId};
 use hermes_image::index::chunks::ChunkTable;
+use hermes_image::index::seek::SeekTable;
 use hermes_image::index::toc::Toc;
 use hermes_image::merge::merge;
-use hermes_image::runs::Runs;
-use hermes_image::statement::Statement;
+use hermes_image::statement::{LayerStatement, PublicKey, Statement};
 use hermes_image::verify::Verified;
+use hermes_policy::geometry::GeometryError;
 use hermes_store::{ImageLayer, ImageRecord};
 use tokio::sync::mpsc;
 
+use super::resolve::FoundImage;
 use super::{Inner, MountedImage, NodeError, Shown};
 use crate::control::{Answer, MountRequest};
-use crate::fetch::{Class, LayerOrigin, OpenLayer, SpanIndexSource};
+use crate::fetch::{LayerOrigin, LayerUser, MountNo, OpenLayer, SpanIndexSource};
 use crate::fs::read::LayerFile;
 use crate::fs::session::{FuseSession, SessionConfig};
 use crate::fs::tree::TreeFs;
 use crate::index_folder::IndexFolder;
 use crate::indexing::build_index;
 use crate::mounts::{self, erofs::Backing};
-use crate::origin::{Origin, ResolvedImage, find_image};
+use crate::origin::{LayerDescriptor, Origin, ResolvedImage};
 use crate::status::Way;
 
-/// How long `hermes complete` waits for one batch of chunks before it says what is wrong.
-const COMPLETE_DEADLINE: Duration = Duration::from_secs(120);
-/// Chunks that are asked for at once when an image is completed: about 64 MiB, enough to keep the link and all cores
-/// busy, little enough that progress can be shown and a read on demand finds room.
-const COMPLETE_BATCH_CHUNKS: u32 = 1024;
 /// Who pins images that are mounted.
 pub(super) const MOUNT_PIN: &str = "mount";
 /// How long a peer that the user names may take to answer the first time.
@@ -56,26 +54,34 @@ impl Inner {
         progress: mpsc::Sender<Answer>,
     ) -> Result<Answer, NodeError> {
         self.check_mount_point(&request.dir).await?;
-        for key in &request.trusted_keys {
-            let key = key.parse().map_err(|error| NodeError::Address(format!("--trust: {error}")))?;
-            self.trusted.lock().push(key);
-        }
+        let trusted = self.trusted_for(&request)?;
         for folder in &request.index_folders {
             self.artifacts.add_folder(IndexFolder::new(folder));
         }
         self.connect(&request.peers).await?;
         say(&progress, "resolving", 0, 0);
-        let (origin, image) = find_image(&request.image, request.platform.as_deref(), request.plain_http).await?;
-        let index = self.index(&request, &origin, &image, &progress).await?;
+        let image = self.resolve(&request).await?;
+        let index = self.index(&request, &trusted, &image, &progress).await?;
         // One at a time from here on: two requests must not take the same folder, nor open the same layer twice.
         let _mounting = self.mounting.lock().await;
         self.check_mount_point(&request.dir).await?;
         let opened = index.statement.layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>();
-        let shown = self.show(request, &origin, &image, index).await;
+        let mount = MountNo(self.next_mount.fetch_add(1, Ordering::Relaxed));
+        let shown = self.show(mount, request, &image, index).await;
         if shown.is_err() {
-            self.close_unused(&opened).await;
+            self.close_layers(mount, &opened).await;
         }
         shown
+    }
+
+    /// Whose statements this request takes: the node's own and configured keys, and those that it names itself, which
+    /// no later request inherits.
+    fn trusted_for(&self, request: &MountRequest) -> Result<Vec<PublicKey>, NodeError> {
+        let mut trusted = self.trusted.clone();
+        for key in &request.trusted_keys {
+            trusted.push(key.parse().map_err(|error| NodeError::Address(format!("--trust: {error}")))?);
+        }
+        Ok(trusted)
     }
 
     async fn check_mount_point(&self, dir: &Path) -> Result<(), NodeError> {
@@ -123,14 +129,13 @@ impl Inner {
     async fn index(
         &self,
         request: &MountRequest,
-        origin: &Arc<Origin>,
-        image: &ResolvedImage,
+        trusted: &[PublicKey],
+        image: &FoundImage,
         progress: &mpsc::Sender<Answer>,
     ) -> Result<OpenIndex, NodeError> {
-        let trusted = self.trusted.lock().clone();
         let own = IndexFolder::new(self.config.state.join("indexes"));
         self.artifacts.add_folder(own.clone());
-        let found = self.artifacts.statement(image.manifest_digest, &trusted).await;
+        let found = self.artifacts.statement(image.manifest, trusted).await;
         let found = match found {
             // Whoever answers first may have anything; that must not keep an image from being mounted.
             Err(error) if request.build_missing_index => {
@@ -140,16 +145,21 @@ impl Inner {
             found => found
                 .map_err(|source| NodeError::Statement { image: request.image.clone(), source: Box::new(source) })?,
         };
-        let (statement, signed) = match found {
-            Some(found) => found,
-            None if request.build_missing_index => self.build(&own, origin, image, progress).await?,
-            None => {
-                return Err(NodeError::NoIndex { image: request.image.clone(), manifest: image.manifest_digest });
+        let (statement, signed) = match (found, image.resolved()) {
+            (Some(found), _) => found,
+            (None, Some((origin, image))) if request.build_missing_index => {
+                self.build(&own, origin, image, progress).await?
+            }
+            (None, Some(_)) => {
+                return Err(NodeError::NoIndex { image: request.image.clone(), manifest: image.manifest });
+            }
+            (None, None) => {
+                return Err(NodeError::Unknown { image: request.image.clone(), reason: image.why_not_resolved() });
             }
         };
-        check_layers(&request.image, &statement, image)?;
-        own.put_statement(image.manifest_digest, &signed).map_err(crate::artifacts::ArtifactError::from)?;
-        self.content.add_statement(image.manifest_digest, signed);
+        image.check(&request.image, &statement)?;
+        own.put_statement(image.manifest, &signed).map_err(crate::artifacts::ArtifactError::from)?;
+        self.content.add_statement(image.manifest, signed);
         say(progress, "reading the index", 0, 0);
         self.open_index(&request.image, statement).await
     }
@@ -186,18 +196,19 @@ impl Inner {
         for layer in &statement.layers {
             let bytes = self.artifact(image, "chunk table", layer.chunks).await?;
             let table = ChunkTable::decode(bytes).map_err(|error| damaged("chunk table", error.to_string()))?;
-            if table.diff_id() != layer.diff_id || table.logical_len_bytes() != layer.logical_len_bytes {
-                return Err(damaged("chunk table", format!("it is not of layer {}", layer.diff_id)));
-            }
-            tables.push(table);
+            layer.check_chunks(&table).map_err(|error| damaged("chunk table", error.to_string()))?;
             let bytes = self.artifact(image, "table of contents", layer.toc).await?;
             let toc = Toc::decode(bytes).map_err(|error| damaged("table of contents", error.to_string()))?;
-            if toc.diff_id() != layer.diff_id {
-                return Err(damaged("table of contents", format!("it is not of layer {}", layer.diff_id)));
-            }
+            layer.check_toc(&toc).map_err(|error| damaged("table of contents", error.to_string()))?;
             tocs.push(toc);
-            // Peers that start from this node need the restart points' directory too.
-            let _ = self.artifacts.get(layer.seek).await?;
+            // Peers that start from this node need the restart points' directory too. It may be missing while others
+            // have the chunks.
+            if let Some(seek) = self.artifacts.get(layer.seek).await? {
+                let seek = SeekTable::decode(seek.into_inner());
+                let seek = seek.map_err(|error| damaged("seek table", error.to_string()))?;
+                layer.check_seek(&seek, &table).map_err(|error| damaged("seek table", error.to_string()))?;
+            }
+            tables.push(table);
         }
         let store = Arc::clone(&self.store);
         let made = tokio::task::spawn_blocking(move || -> Result<(ArtifactId, Bytes, PathBuf), String> {
@@ -222,35 +233,31 @@ impl Inner {
     /// Opens the layers and shows the tree.
     async fn show(
         self: &Arc<Self>,
+        mount: MountNo,
         request: MountRequest,
-        origin: &Arc<Origin>,
-        image: &ResolvedImage,
+        image: &FoundImage,
         index: OpenIndex,
     ) -> Result<Answer, NodeError> {
-        let number = self.origins.lock().number(origin.host());
         let (mut layers, mut files, mut uses) = (Vec::new(), Vec::new(), Vec::new());
-        for ((table, statement), descriptor) in index.tables.iter().zip(&index.statement.layers).zip(&image.layers) {
+        for (table, statement) in index.tables.iter().zip(&index.statement.layers) {
             let stored = self.store.layer(table)?;
             uses.push(stored.hold());
-            let origin = LayerOrigin { number, origin: Arc::clone(origin), descriptor: descriptor.clone() };
-            let spans_from = SpanIndexSource { artifacts: self.artifacts.clone(), seek: statement.seek };
-            let file = self.layer_file(stored);
-            let (layer, marks) = (Arc::clone(&file.layer), Arc::clone(&file.marks));
-            let open = OpenLayer::new(layer, marks, request.image.clone(), Some(origin), spans_from);
-            let open = Arc::new(open.map_err(|error| NodeError::Damaged {
-                image: request.image.clone(),
-                what: "chunk table",
-                reason: error.to_string(),
-            })?);
-            layers.push(self.open_layer(open).await);
+            let origin = image.origin.as_ref().map(|origin| LayerOrigin {
+                number: self.origins.lock().number(origin.host()),
+                origin: Arc::clone(origin),
+                descriptor: LayerDescriptor::of_statement(statement),
+            });
+            let user = LayerUser { mount, image: request.image.clone(), origin };
+            let (open, file) = self.open_layer(stored, user, statement).await?;
+            layers.push(open);
             files.push(file);
         }
         let complete = layers.iter().all(|layer| layer.layer.is_complete());
         let wanted = request.way.or(self.config.way);
         let way = self.ways.choose(wanted, complete)?;
         // Before the mount: a kernel mount outlives a daemon that is killed, and what it reads must not be evicted then.
-        self.remember(&request.image, image, &index)?;
-        self.store.pin(image.manifest_digest, MOUNT_PIN)?;
+        self.remember(&request.image, &index)?;
+        self.store.pin(image.manifest, MOUNT_PIN)?;
         let shown = self.show_as(way, wanted, &request.dir, &index, files).await?;
         for layer in &layers {
             let (peers, layer) = (self.peers.clone(), layer.diff_id());
@@ -262,11 +269,15 @@ impl Inner {
             });
         }
         tracing::info!(image = %request.image, dir = %request.dir.display(), %way, "mounted");
-        let detail = if complete { ", complete" } else { "" }.to_owned();
+        let mut detail = if complete { ", complete" } else { "" }.to_owned();
+        if image.now.is_err() {
+            detail.push_str(", as this node knows it: the registry does not answer");
+        }
         let mounted = MountedImage {
+            number: mount,
             shown,
             reference: request.image,
-            manifest: image.manifest_digest,
+            manifest: image.manifest,
             chain: index.chain,
             dir: request.dir.clone(),
             way,
@@ -279,29 +290,50 @@ impl Inner {
         Ok(Answer::Mounted { dir: request.dir, way, detail })
     }
 
-    /// Opens a layer for fetching, unless another image has it open: then that one serves both.
-    async fn open_layer(&self, open: Arc<OpenLayer>) -> Arc<OpenLayer> {
-        let diff_id = open.diff_id();
-        let images = self.images.lock().await;
-        let shared = images.iter().flat_map(|image| &image.layers).find(|layer| layer.diff_id() == diff_id).cloned();
-        drop(images);
-        match shared {
-            Some(shared) => shared,
-            None => {
-                self.fetch.open(Arc::clone(&open)).await;
-                open
-            }
+    /// Opens a layer for `user`; one that another mount has open already serves both, and then may be read from either
+    /// image's registry. The caller holds the lock of mounting.
+    async fn open_layer(
+        &self,
+        stored: Arc<hermes_store::Layer>,
+        user: LayerUser,
+        statement: &LayerStatement,
+    ) -> Result<(Arc<OpenLayer>, Arc<LayerFile>), NodeError> {
+        let diff_id = stored.diff_id();
+        let shared = self.layers.lock().get(&diff_id).cloned();
+        if let Some((open, file)) = shared {
+            open.add_user(user);
+            self.fetch.origins_changed(diff_id).await;
+            return Ok((open, file));
         }
+        let spans_from = SpanIndexSource { artifacts: self.artifacts.clone(), statement: statement.clone() };
+        let damaged = |image: String, error: GeometryError| NodeError::Damaged {
+            image,
+            what: "chunk table",
+            reason: error.to_string(),
+        };
+        let image = user.image.clone();
+        let open = OpenLayer::new(Arc::clone(&stored), user, spans_from).map_err(|error| damaged(image, error))?;
+        let marks = Arc::clone(&open.marks);
+        let (open, file) = (Arc::new(open), Arc::new(LayerFile { layer: stored, fetch: self.fetch.clone(), marks }));
+        self.layers.lock().insert(diff_id, (Arc::clone(&open), Arc::clone(&file)));
+        self.directory.insert(Arc::clone(&file));
+        self.fetch.open(Arc::clone(&open)).await;
+        Ok((open, file))
     }
 
-    /// The file that readers of `layer` see.
-    fn layer_file(&self, layer: Arc<hermes_store::Layer>) -> Arc<LayerFile> {
-        let mut layers = self.layers.lock();
-        let file = layers
-            .entry(layer.diff_id())
-            .or_insert_with(|| Arc::new(LayerFile { layer, fetch: self.fetch.clone(), marks: Arc::default() }));
-        self.directory.insert(Arc::clone(file));
-        Arc::clone(file)
+    /// Closes layers for a mount that has ended, or was never made; those that no other mount reads are forgotten. The
+    /// caller holds the lock of mounting, so that nobody opens them meanwhile.
+    async fn close_layers(&self, mount: MountNo, layers: &[DiffId]) {
+        for layer in layers {
+            let Some((open, _)) = self.layers.lock().get(layer).cloned() else { continue };
+            if open.remove_user(mount) > 0 {
+                self.fetch.origins_changed(*layer).await;
+                continue;
+            }
+            self.layers.lock().remove(layer);
+            self.directory.remove(*layer);
+            self.fetch.close(*layer).await;
+        }
     }
 
     async fn show_as(
@@ -347,7 +379,7 @@ impl Inner {
     }
 
     /// Writes down what is mounted, so that it can be found again without the registry.
-    fn remember(&self, reference: &str, image: &ResolvedImage, index: &OpenIndex) -> Result<(), NodeError> {
+    fn remember(&self, reference: &str, index: &OpenIndex) -> Result<(), NodeError> {
         let layers = index.statement.layers.iter().map(|layer| ImageLayer {
             layer: layer.layer,
             diff_id: layer.diff_id,
@@ -356,13 +388,17 @@ impl Inner {
             seek: layer.seek,
             windows: layer.windows,
         });
+        // Later than every other image that had this reference, also when the clock was set back: the last is what it means.
+        let others = self.store.images()?.into_iter().filter(|record| record.reference == reference);
+        let last = others.map(|record| record.last_use_seconds + 1).max().unwrap_or(0);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         self.store.put_image(&ImageRecord {
-            manifest: image.manifest_digest,
+            manifest: index.statement.manifest,
             reference: reference.to_owned(),
-            platform: image.platform.to_string(),
+            platform: index.statement.platform.clone(),
             layers: layers.collect(),
             tree: Some(index.tree_id),
-            last_use_seconds: 0,
+            last_use_seconds: last.max(now),
         })?;
         Ok(())
     }
@@ -392,58 +428,14 @@ impl Inner {
                 NodeError::Io { what: "unmount", path: dir, source }
             });
         }
-        let still_open =
-            |layer: DiffId| images.iter().flat_map(|image| &image.layers).any(|other| other.diff_id() == layer);
-        for layer in image.layers.iter().filter(|layer| !still_open(layer.diff_id())) {
-            self.fetch.close(layer.diff_id()).await;
-        }
+        drop(images);
+        let (number, layers) = (image.number, image.layers.iter().map(|layer| layer.diff_id()).collect::<Vec<_>>());
+        // With what it reads from, such as loop devices over layer files.
+        drop(image);
+        let _mounting = self.mounting.lock().await;
+        self.close_layers(number, &layers).await;
         tracing::info!(dir = %dir.display(), "unmounted");
         Ok(())
-    }
-
-    /// Closes those of `layers` that no mounted image reads.
-    async fn close_unused(&self, layers: &[DiffId]) {
-        let images = self.images.lock().await;
-        let open =
-            |layer: &DiffId| images.iter().flat_map(|image| &image.layers).any(|other| other.diff_id() == *layer);
-        let unused = layers.iter().filter(|layer| !open(layer)).copied().collect::<Vec<_>>();
-        drop(images);
-        for layer in unused {
-            self.fetch.close(layer).await;
-        }
-    }
-
-    /// Fetches what is missing of the image at `dir`.
-    pub(super) async fn complete(&self, dir: &Path, progress: mpsc::Sender<Answer>) -> Result<(), NodeError> {
-        let layers = {
-            let images = self.images.lock().await;
-            let image = images.iter().find(|image| image.dir == dir);
-            image.ok_or_else(|| NodeError::NotMounted { dir: dir.to_owned() })?.layers.clone()
-        };
-        let total = layers.iter().map(|layer| layer.layer.table().logical_len_bytes()).sum();
-        for layer in &layers {
-            loop {
-                let missing = layer.layer.missing(0..layer.layer.table().count()).take(COMPLETE_BATCH_CHUNKS);
-                if missing.is_empty() {
-                    break;
-                }
-                self.fetch_batch(layer, missing).await?;
-                let present = layers.iter().map(|layer| layer.layer.present_bytes()).sum();
-                say(&progress, "fetching", present, total);
-            }
-        }
-        let sync = tokio::task::spawn_blocking(move || layers.iter().try_for_each(|layer| layer.layer.sync()));
-        Ok(sync.await.map_err(|_| NodeError::Interrupted)??)
-    }
-
-    async fn fetch_batch(&self, layer: &OpenLayer, missing: Runs) -> Result<(), NodeError> {
-        let deadline = Instant::now() + COMPLETE_DEADLINE;
-        let delivered = self.fetch.need(layer.diff_id(), missing, Class::Prefetch, deadline).await?;
-        if delivered.is_empty() {
-            return Ok(());
-        }
-        // The chunks came and could not be kept: going on would fetch them for ever.
-        Err(NodeError::Full { store: self.config.state.join("store") })
     }
 }
 
@@ -472,21 +464,7 @@ fn devices(way: Way, direct: bool, files: &[Arc<LayerFile>], layers_dir: &Path) 
     files.iter().map(device).collect()
 }
 
-/// The statement must be about exactly these layers: it is the manifest that the reference resolved to that counts.
-fn check_layers(image: &str, statement: &Statement, resolved: &ResolvedImage) -> Result<(), NodeError> {
-    let other = |reason: String| Err(NodeError::OtherLayers { image: image.to_owned(), reason });
-    if statement.layers.len() != resolved.layers.len() {
-        return other(format!("{} layers indexed, {} in the manifest", statement.layers.len(), resolved.layers.len()));
-    }
-    for (indexed, layer) in statement.layers.iter().zip(&resolved.layers) {
-        if indexed.layer != layer.layer || indexed.diff_id != layer.diff_id {
-            return other(format!("layer {} is indexed where the manifest has {}", indexed.layer, layer.layer));
-        }
-    }
-    Ok(())
-}
-
 /// Tells the client how far it is; dropped when the client is slow.
-fn say(progress: &mpsc::Sender<Answer>, step: &str, done_bytes: u64, total_bytes: u64) {
+pub(super) fn say(progress: &mpsc::Sender<Answer>, step: &str, done_bytes: u64, total_bytes: u64) {
     let _ = progress.try_send(Answer::Progress { step: step.to_owned(), done_bytes, total_bytes });
 }

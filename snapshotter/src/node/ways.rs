@@ -40,11 +40,13 @@ impl Ways {
         fetch: &FetchHandle,
         directory: &Arc<LayerDirectory>,
         reader: &Reader,
+        backing: Option<Backing>,
     ) -> Result<Self, NodeError> {
         let (state, store, fetch) = (state.to_owned(), Arc::clone(store), fetch.clone());
         let (directory, reader) = (Arc::clone(directory), reader.clone());
-        let probed =
-            tokio::task::spawn_blocking(move || Self::probe_blocking(&state, &store, fetch, directory, reader));
+        let probed = tokio::task::spawn_blocking(move || {
+            Self::probe_blocking(&state, &store, fetch, directory, reader, backing)
+        });
         probed.await.map_err(|_| NodeError::Interrupted)?
     }
 
@@ -54,6 +56,7 @@ impl Ways {
         fetch: FetchHandle,
         directory: Arc<LayerDirectory>,
         reader: Reader,
+        wanted: Option<Backing>,
     ) -> Result<Self, NodeError> {
         let (layers_dir, scratch, image) = (state.join("layers"), state.join("probe"), state.join("probe.erofs"));
         let io = |what, path: &Path| {
@@ -83,9 +86,15 @@ impl Ways {
             SessionConfig::default(),
         );
         let through = |device: &Path| {
-            let direct = probe::try_erofs(&image, device, &scratch, Backing::File);
-            let Err(reason) = direct else { return Ok(Backing::File) };
-            probe::try_erofs(&image, device, &scratch, Backing::Loop).map(|()| Backing::Loop).map_err(|_| reason)
+            let tried = Backing::ALL.into_iter().filter(|backing| wanted.is_none_or(|wanted| wanted == *backing));
+            let mut reasons = Vec::new();
+            for backing in tried {
+                match probe::try_erofs(&image, device, &scratch, backing) {
+                    Ok(()) => return Ok(backing),
+                    Err(reason) => reasons.push(format!("through {}: {reason}", backing.name())),
+                }
+            }
+            Err(reasons.join("; "))
         };
         let files = through(&plain);
         let (fuse, tree, session) = match session {
@@ -100,8 +109,7 @@ impl Ways {
     /// For `hermes status`.
     pub(super) fn status(&self) -> Vec<WayStatus> {
         let backing = |backing: &Result<Backing, String>| match backing {
-            Ok(Backing::File) => (true, "through files".to_owned()),
-            Ok(Backing::Loop) => (true, "through loop devices".to_owned()),
+            Ok(backing) => (true, format!("through {}", backing.name())),
             Err(reason) => (false, reason.clone()),
         };
         let tree = match &self.tree {

@@ -13,27 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hermes_image::ids::{Digest, LayerId};
+pub use hermes_policy::class::ErrorClass;
 use hermes_registry::LayoutError;
 use hermes_registry::oci::Platform;
 use http::StatusCode;
 use thiserror::Error;
 
 use super::credentials::CredentialsError;
-
-/// What a failure means for the next step; the only thing that policy sees of an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ErrorClass {
-    /// May work when tried again, after [`OriginError::retry_after`] where that is known.
-    Transient,
-    /// The source sent what is not what it should be; trying the same again will hardly help.
-    SourceFault,
-    /// The source does not have it, or not in a form that can be used.
-    NotFound,
-    /// The source refuses us.
-    Denied,
-    /// This machine's fault.
-    Local,
-}
 
 /// Which part of a request took too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -332,14 +318,14 @@ impl Failure {
             | Failure::TooLong { .. }
             | Failure::WrongDigest { .. }
             | Failure::Malformed { .. }
-            | Failure::LayerCount { .. } => ErrorClass::SourceFault,
+            | Failure::LayerCount { .. } => ErrorClass::PeerFault,
             Failure::Layout(error) => match error {
                 LayoutError::NoFolder { .. }
                 | LayoutError::NotALayout { .. }
                 | LayoutError::UnknownTag { .. }
                 | LayoutError::AmbiguousTag { .. }
                 | LayoutError::NoBlob { .. } => ErrorClass::NotFound,
-                LayoutError::TooLong { .. } | LayoutError::Damaged { .. } => ErrorClass::SourceFault,
+                LayoutError::TooLong { .. } | LayoutError::Damaged { .. } => ErrorClass::PeerFault,
                 LayoutError::Io { .. } => ErrorClass::Local,
             },
             Failure::File { .. } | Failure::Credentials(_) | Failure::OutOfBounds { .. } | Failure::Task(_) => {

@@ -278,13 +278,29 @@ pub async fn find_image(
     platform: Option<&str>,
     plain_http: bool,
 ) -> Result<(Arc<Origin>, ResolvedImage), FindImageError> {
+    let platform = wanted_platform(platform)?;
+    let origin = open_image(image, plain_http).await?;
+    let resolved = origin.resolve(&platform, Instant::now() + RESOLVE_TIMEOUT).await?;
+    Ok((origin, resolved))
+}
+
+/// The source of `image`, which is not asked for anything yet unless it is a layout. Cancel safe.
+///
+/// # Errors
+/// When the text is malformed, or the layout cannot be read.
+pub async fn open_image(image: &str, plain_http: bool) -> Result<Arc<Origin>, FindImageError> {
     let source: ImageSource = image.parse()?;
-    let platform = platform.map(str::parse).transpose()?.unwrap_or_else(Platform::host);
     let mut config = OriginConfig::default();
     if let (true, ImageSource::Registry(reference)) = (plain_http, &source) {
         config.plain_http_hosts.push(reference.registry().to_owned());
     }
-    let origin = OriginClient::new(config)?.open(&source).await?;
-    let resolved = origin.resolve(&platform, Instant::now() + RESOLVE_TIMEOUT).await?;
-    Ok((Arc::new(origin), resolved))
+    Ok(Arc::new(OriginClient::new(config)?.open(&source).await?))
+}
+
+/// The platform that a person asks for: this machine's when absent.
+///
+/// # Errors
+/// When the text is malformed.
+pub fn wanted_platform(platform: Option<&str>) -> Result<Platform, FindImageError> {
+    Ok(platform.map(str::parse).transpose()?.unwrap_or_else(Platform::host))
 }

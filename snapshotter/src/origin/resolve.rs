@@ -1,7 +1,9 @@
 //! From a name to an image: index, manifest, configuration and layers, each checked against the digest that led to it.
 
 use bytes::Bytes;
+use hermes_image::agreement::ManifestLayer;
 use hermes_image::ids::{DiffId, Digest, LayerId};
+use hermes_image::statement::LayerStatement;
 use hermes_registry::oci::{
     Descriptor, DocumentError, DocumentKind, ImageConfig, Index, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Manifest,
     Platform, document_kind, media_type,
@@ -27,8 +29,22 @@ pub struct LayerDescriptor {
     pub diff_id: DiffId,
     /// The number of compressed bytes.
     pub len_bytes: u64,
-    /// The media type, which says the compression; one of those that containerd accepts.
-    pub media_type: String,
+    /// The media type, which says the compression; one of those that containerd accepts. `None` when the layer is known
+    /// from a signed index and not from the manifest.
+    pub media_type: Option<String>,
+}
+
+impl LayerDescriptor {
+    /// What a signed statement says of a layer.
+    pub fn of_statement(statement: &LayerStatement) -> Self {
+        let LayerStatement { layer, diff_id, blob_len_bytes, .. } = *statement;
+        Self { layer, diff_id, len_bytes: blob_len_bytes, media_type: None }
+    }
+
+    /// What an index is compared with.
+    pub fn manifest_layer(&self) -> ManifestLayer {
+        ManifestLayer { layer: self.layer, diff_id: self.diff_id, len_bytes: self.len_bytes }
+    }
 }
 
 /// An image for one platform.
@@ -159,6 +175,6 @@ fn checked_layer(layer: &Descriptor, diff_id: DiffId) -> Result<LayerDescriptor,
         layer: layer.digest.into(),
         diff_id,
         len_bytes: layer.size,
-        media_type: layer.media_type.clone(),
+        media_type: Some(layer.media_type.clone()),
     })
 }

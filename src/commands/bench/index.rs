@@ -40,7 +40,8 @@ pub(super) async fn run(args: IndexArgs) -> anyhow::Result<()> {
     let (_, image) =
         crate::commands::index::resolve(&ImageArgs { image: args.image.clone(), platform: None, plain_http: false })
             .await?;
-    let gzip = image.layers.iter().filter(|layer| layer.media_type.ends_with("gzip"));
+    let gzip =
+        image.layers.iter().filter(|layer| layer.media_type.as_deref().is_some_and(|kind| kind.ends_with("gzip")));
     let layer = gzip.max_by_key(|layer| layer.len_bytes).context("the image has no gzip layer")?.clone();
     let layout =
         path.rsplit_once(':').map_or(path, |(path, tag)| if tag.contains('/') { &args.image[4..] } else { path });

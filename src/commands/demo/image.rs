@@ -91,7 +91,8 @@ async fn copy(image: &str, work: &Path) -> anyhow::Result<DemoLayout> {
             bar.inc(piece.len() as u64);
             blob.copy_from(piece.as_ref()).map_err(local)?;
         }
-        let written = blob.finish(&layer.media_type).map_err(local)?;
+        let media_type = layer.media_type.as_deref().expect("a layer of a manifest has a media type");
+        let written = blob.finish(media_type).map_err(local)?;
         if written.digest.0 != layer.layer.0 {
             return Err(failure(
                 FailureClass::Corrupt,

@@ -62,7 +62,8 @@ fn step(world: &mut World) {
         }
         13 => {
             let (layer, usable) = (world.any_layer(), world.roll(3) > 0);
-            world.tell(Event::OriginChanged { layer, usable });
+            let origin = [Some(OriginNo(0)), Some(OriginNo(1)), None][world.roll(3) as usize];
+            world.tell(Event::OriginChanged { layer, origin, usable });
         }
         14 => {
             let (layer, chunks) = (world.any_layer(), world.some_chunks());

@@ -273,6 +273,22 @@ fn when_every_source_refused_demand_fails_at_once_with_the_reasons() {
     }
 }
 
+/// Another image that has the layer, from another registry: what the first one refuses is read from there.
+#[test]
+fn another_registry_is_asked_when_one_has_refused() {
+    let mut node = Node::with_layer();
+    let ask = the_ask(&node.demand(0..1));
+    node.wait(ms(1));
+    node.tell(Event::OriginChanged { layer: LAYER, origin: Some(OriginNo(1)), usable: true });
+    // The old one's refusal comes after the change and says nothing of the new one.
+    let actions = node.failed(ask, ErrorClass::Denied);
+    let [Action::AskOrigin { origin, .. }] = actions.as_slice() else { panic!("{actions:?}") };
+    assert_eq!(*origin, OriginNo(1));
+    // Without any, reads have nothing to wait for but holders.
+    node.tell(Event::OriginChanged { layer: LAYER, origin: None, usable: true });
+    assert!(node.demand(5..6).is_empty());
+}
+
 #[test]
 fn a_refusing_origin_with_a_search_under_way_is_waited_out() {
     for found in [true, false] {
@@ -297,7 +313,7 @@ fn new_credentials_forget_the_refusal() {
     let mut node = Node::with_layer();
     let ask = the_ask(&node.demand(0..1));
     node.failed(ask, ErrorClass::Denied);
-    node.tell(Event::OriginChanged { layer: LAYER, usable: true });
+    node.tell(Event::OriginChanged { layer: LAYER, origin: Some(OriginNo(0)), usable: true });
     assert_eq!(words(&node.demand(0..1)), ["spans 0..1"]);
 }
 
@@ -318,7 +334,7 @@ fn a_refusing_origin_with_a_resting_holder_is_waited_out() {
 fn without_any_source_a_read_waits_until_its_deadline_and_says_what_it_lacked() {
     let mut node = Node::new(no_guessing());
     node.open(LAYER, geometry(10), Some(OriginNo(0)));
-    node.tell(Event::OriginChanged { layer: LAYER, usable: false });
+    node.tell(Event::OriginChanged { layer: LAYER, origin: Some(OriginNo(0)), usable: false });
     let (read, actions) = node.read(Class::Demand, 0..1);
     assert!(actions.is_empty());
     assert!(node.wait(ms(59_999)).is_empty());
@@ -441,7 +457,7 @@ fn facts_about_the_unknown_change_nothing() {
     let (layer, peer) = (layer_no(9), PeerNo(9));
     for event in [
         Event::LayerClosed { layer },
-        Event::OriginChanged { layer, usable: true },
+        Event::OriginChanged { layer, origin: None, usable: true },
         Event::GeometryChanged { layer, geometry: Arc::new(geometry(1)) },
         Event::GeometryChanged { layer: LAYER, geometry: Arc::new(geometry(1)) },
         Event::PeerDown { peer },

@@ -18,11 +18,11 @@ fn prefetch_asks_are_long_and_join_neighbouring_reads() {
     let mut node = Node::with_layer();
     assert_eq!(words(&node.prefetch(0..400)), ["spans 0..41", "spans 41..82", "spans 82..100"]);
     let mut node = Node::with_layer();
-    node.tell(Event::OriginChanged { layer: LAYER, usable: false });
+    node.tell(Event::OriginChanged { layer: LAYER, origin: Some(OriginNo(0)), usable: false });
     for chunk in [8, 0, 4, 16, 100] {
         assert!(node.prefetch(chunk..chunk + 1).is_empty());
     }
-    let actions = node.tell(Event::OriginChanged { layer: LAYER, usable: true });
+    let actions = node.tell(Event::OriginChanged { layer: LAYER, origin: Some(OriginNo(0)), usable: true });
     // 12..16 (one span, 100 kB) is read through; the way to 100 is too long.
     assert_eq!(words(&actions), ["spans 2..5", "spans 0..2", "spans 25..26"]);
 }
@@ -31,7 +31,7 @@ fn prefetch_asks_are_long_and_join_neighbouring_reads() {
 fn a_short_ask_to_a_peer_takes_the_next_prefetch_reads_along() {
     let mut node = Node::with_layer();
     for chunk in [300, 20, 100, 21] {
-        node.tell(Event::OriginChanged { layer: LAYER, usable: false });
+        node.tell(Event::OriginChanged { layer: LAYER, origin: Some(OriginNo(0)), usable: false });
         node.prefetch(chunk..chunk + 1);
     }
     let actions = node.holder(A, 0..400);

@@ -43,6 +43,8 @@ struct OpenRead {
 struct OpenAsk {
     layer: DiffId,
     source: Source,
+    /// Which registry, for asks to one.
+    origin: Option<OriginNo>,
     class: Class,
     /// All that it may bring.
     brings: Runs,
@@ -197,15 +199,17 @@ impl World {
                 self.reads.remove(&read).expect("a read ends once");
                 self.ended.insert(read, Some(cause.reason));
             }
-            Action::AskLocal { ask, layer, chunks, class } => self.asked(ask, layer, Source::Local, class, chunks),
-            Action::AskPeer { ask, peer, layer, chunks, class, .. } => {
-                self.asked(ask, layer, Source::Peer(peer), class, chunks);
+            Action::AskLocal { ask, layer, chunks, class } => {
+                self.asked(ask, layer, Source::Local, None, class, chunks);
             }
-            Action::AskOrigin { ask, layer, spans, class, .. } => {
+            Action::AskPeer { ask, peer, layer, chunks, class, .. } => {
+                self.asked(ask, layer, Source::Peer(peer), None, class, chunks);
+            }
+            Action::AskOrigin { ask, origin, layer, spans, class, .. } => {
                 assert!(!spans.is_empty() && spans.end <= SPANS);
                 let mut chunks = Runs::one(self.geometry.span_chunks(&spans));
                 chunks.remove_all(&self.here[&layer]);
-                self.asked(ask, layer, Source::Origin, class, chunks);
+                self.asked(ask, layer, Source::Origin, Some(origin), class, chunks);
             }
             Action::Cancel { ask } => {
                 self.asks.remove(&ask).expect("only asks under way are cancelled");
@@ -231,7 +235,15 @@ impl World {
     }
 
     /// Books an ask, checks that nobody else was asked for its chunks, and decides how it will end.
-    fn asked(&mut self, id: AskId, layer: DiffId, source: Source, class: Class, chunks: Runs) {
+    fn asked(
+        &mut self,
+        id: AskId,
+        layer: DiffId,
+        source: Source,
+        origin: Option<OriginNo>,
+        class: Class,
+        chunks: Runs,
+    ) {
         assert!(!chunks.is_empty(), "{id:?} asks for nothing");
         let here = &self.here[&layer];
         if source != Source::Origin {
@@ -261,7 +273,7 @@ impl World {
                 ask.brings.remove_all(&chunks);
             }
         }
-        self.asks.insert(id, OpenAsk { layer, source, class, brings: chunks.clone() });
+        self.asks.insert(id, OpenAsk { layer, source, origin, class, brings: chunks.clone() });
         if self.dice.one_in(self.weather.silent_one_in) {
             return;
         }
@@ -315,12 +327,12 @@ impl World {
 
     fn check_limits(&self) {
         let limits = &self.limits;
-        let mut by_source: BTreeMap<Source, (u32, u32)> = BTreeMap::new();
+        let mut by_source: BTreeMap<(Source, Option<OriginNo>), (u32, u32)> = BTreeMap::new();
         for ask in self.asks.values() {
-            let count = by_source.entry(ask.source).or_default();
+            let count = by_source.entry((ask.source, ask.origin)).or_default();
             if ask.class == Class::Demand { count.0 += 1 } else { count.1 += 1 }
         }
-        for (source, (demand, prefetch)) in by_source {
+        for ((source, _), (demand, prefetch)) in by_source {
             let limit = match source {
                 Source::Local => limits.local,
                 Source::Peer(_) => limits.peer,

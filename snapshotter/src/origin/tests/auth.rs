@@ -171,7 +171,7 @@ async fn token_services_that_fail_are_named() {
         (|| Fault::status(503), ErrorClass::Transient, "throttled"),
         (|| Fault::status(500), ErrorClass::Transient, "server"),
         (|| Fault::status(403), ErrorClass::Denied, "denied"),
-        (|| Fault::Answer(http::StatusCode::OK, Vec::new(), "{}".to_owned()), ErrorClass::SourceFault, "malformed"),
+        (|| Fault::Answer(http::StatusCode::OK, Vec::new(), "{}".to_owned()), ErrorClass::PeerFault, "malformed"),
         (|| Fault::CutAfter(3), ErrorClass::Transient, "truncated"),
     ];
     for (fault, class, kind) in cases {
@@ -199,7 +199,7 @@ async fn challenges_that_cannot_be_met_are_refused() {
     for challenge in ["Bearer realm=\"ftp://auth.test/\"", "Bearer realm=\"/token\""] {
         rig.server.plan(move |_| Fault::status(401).with(WWW_AUTHENTICATE, challenge));
         let error = resolve(&rig).await.expect_err("no way to a token");
-        assert_eq!((error.class(), error.kind()), (ErrorClass::SourceFault, "bad_challenge"), "{error}");
+        assert_eq!((error.class(), error.kind()), (ErrorClass::PeerFault, "bad_challenge"), "{error}");
         assert_complete(&error, &rig.image(), None, &rig.server.address.to_string());
     }
     rig.server.plan(|_| Fault::status(401).with(WWW_AUTHENTICATE, "Negotiate"));

@@ -39,8 +39,8 @@ async fn statuses_become_classes() {
         (|| Fault::status(503), ErrorClass::Transient, "throttled", "WHY: because"),
         (|| Fault::status(500), ErrorClass::Transient, "server", "500"),
         (|| Fault::status(502), ErrorClass::Transient, "server", "try again"),
-        (|| Fault::status(400), ErrorClass::SourceFault, "unexpected", "400"),
-        (|| Fault::status(204), ErrorClass::SourceFault, "unexpected", "204"),
+        (|| Fault::status(400), ErrorClass::PeerFault, "unexpected", "400"),
+        (|| Fault::status(204), ErrorClass::PeerFault, "unexpected", "204"),
     ];
     for (fault, class, kind, part) in cases {
         let error = read_against(&rig, Timeouts::default(), fault).await.expect_err(kind);
@@ -72,7 +72,7 @@ async fn a_refused_range_names_range_and_lengths() {
     let rig = Rig::new(Auth::Open).await;
     let fault = || Fault::status(416).with(CONTENT_RANGE, "bytes */500");
     let error = read_against(&rig, Timeouts::default(), fault).await.expect_err("416");
-    assert_eq!((error.class(), error.kind()), (ErrorClass::SourceFault, "range_refused"));
+    assert_eq!((error.class(), error.kind()), (ErrorClass::PeerFault, "range_refused"));
     let text = error.to_string();
     for part in ["bytes 1000-4999", &LAYER_BYTES.to_string(), "500 by the server"] {
         assert!(text.contains(part), "{text}");
@@ -130,7 +130,7 @@ async fn bodies_of_another_length_or_place_are_refused() {
     ];
     for (fault, kind, part) in cases {
         let error = read_against(&rig, Timeouts::default(), fault).await.expect_err(part);
-        assert_eq!((error.class(), error.kind()), (ErrorClass::SourceFault, kind), "{error}");
+        assert_eq!((error.class(), error.kind()), (ErrorClass::PeerFault, kind), "{error}");
         assert!(error.to_string().contains(part), "{error}");
     }
 }
@@ -152,7 +152,7 @@ async fn servers_without_ranges_are_read_within_a_bound() {
     let origin = client.open(&rig.source()).await.expect("an origin");
     rig.server.plan_blobs(|_| Fault::IgnoreRange);
     let error = collect(origin.read(&layer, 1000..5000, soon())).await.expect_err("too much to throw away");
-    assert_eq!((error.class(), error.kind()), (ErrorClass::SourceFault, "ranges_ignored"));
+    assert_eq!((error.class(), error.kind()), (ErrorClass::PeerFault, "ranges_ignored"));
     assert!(error.to_string().contains("1000 bytes would have to be thrown away (at most 999)"), "{error}");
     assert!(collect(origin.read(&layer, 999..5000, soon())).await.expect("within the bound") == ramp()[999..5000]);
 }
@@ -270,7 +270,7 @@ async fn redirects_that_lead_nowhere_are_refused() {
     for (location, part) in cases {
         rig.server.plan_blobs(move |_| Fault::redirect(location));
         let error = collect(origin.read(&layer, 0..10, soon())).await.expect_err(part);
-        assert_eq!((error.class(), error.kind()), (ErrorClass::SourceFault, "bad_redirect"), "{error}");
+        assert_eq!((error.class(), error.kind()), (ErrorClass::PeerFault, "bad_redirect"), "{error}");
         assert!(error.to_string().contains(part), "{error}");
         assert!(rig.server.seen().len() <= 6, "redirects are bounded");
     }

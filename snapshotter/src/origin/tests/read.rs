@@ -68,7 +68,7 @@ async fn a_layout_that_changed_is_noticed() {
     let path = rig.layout().join("blobs/sha256").join(layer.layer.hex());
     std::fs::write(&path, "short").expect("written");
     let error = collect(origin.read(&layer, 0..10, soon())).await.expect_err("shorter");
-    assert_eq!((error.class(), error.kind()), (ErrorClass::SourceFault, "wrong_length"));
+    assert_eq!((error.class(), error.kind()), (ErrorClass::PeerFault, "wrong_length"));
     std::fs::remove_file(&path).expect("removed");
     let error = collect(origin.read(&layer, 0..10, soon())).await.expect_err("gone");
     assert_eq!((error.class(), error.layer()), (ErrorClass::NotFound, Some(layer.layer)));

@@ -159,7 +159,7 @@ async fn documents_that_are_not_what_they_are_called_are_refused() {
     let pinned = format!("{}/app@{}", rig.server.address, rig.manifest);
     rig.server.plan(move |_| Fault::Answer(http::StatusCode::OK, Vec::new(), other.to_owned()));
     let error = resolve(&pinned, &amd64()).await.expect_err("another manifest");
-    assert_eq!((error.class(), error.kind()), (ErrorClass::SourceFault, "wrong_digest"));
+    assert_eq!((error.class(), error.kind()), (ErrorClass::PeerFault, "wrong_digest"));
     assert_complete(&error, &pinned, None, &rig.server.address.to_string());
 
     // By tag, the server's own word for the digest must be true.
