@@ -36,11 +36,19 @@ pub(crate) fn start_logging(verbosity: u8) {
         _ => "hermes=trace,debug",
     };
     let filter = EnvFilter::try_from_env("HERMES_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    // The reloading filter knows the type of what it filters, so it comes last.
+    let log = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .init();
+        .with_env_filter(filter)
+        .with_filter_reloading();
+    let handle = log.reload_handle();
+    log.init();
+    hermes_snapshotter::telemetry::set_reload(move |text| {
+        let filter = EnvFilter::try_new(text);
+        let filter = filter.map_err(|error| format!("'{text}' is no level and no filter of logs: {error}"))?;
+        handle.reload(filter).map_err(|error| error.to_string())
+    });
 }
 
 /// Prints one clear line and chooses the exit code.

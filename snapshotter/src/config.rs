@@ -1,5 +1,7 @@
 //! What a node's daemon is told.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +10,9 @@ use hermes_p2p::ClusterId;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::credentials::CredentialsConfig;
 use crate::mounts::erofs::Backing;
+use crate::origin::{HOSTS_DIR, OriginConfig, TlsSettings};
 use crate::status::Way;
 
 /// A setting that cannot be.
@@ -48,6 +52,74 @@ pub struct NodeConfig {
     pub erofs_backing: Option<Backing>,
     /// End when the last image is unmounted.
     pub exit_when_unused: bool,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served; nowhere when absent.
+    pub metrics_listen: Option<SocketAddr>,
+    /// How registries are reached.
+    pub registries: RegistrySettings,
+}
+
+/// How registries are reached: mirrors, certificates, logins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistrySettings {
+    /// The folder with containerd's `hosts.toml` files.
+    pub hosts_dir: PathBuf,
+    /// Certificates by host (with port, as in references), beside those that `hosts.toml` names.
+    pub tls: BTreeMap<String, TlsSettings>,
+    /// Folders with Kubernetes' image pull secrets.
+    pub pull_secret_folders: Vec<PathBuf>,
+    /// The kubelet's `--image-credential-provider-config`.
+    pub credential_provider_config: Option<PathBuf>,
+    /// The kubelet's `--image-credential-provider-bin-dir`.
+    pub credential_provider_bin_dir: Option<PathBuf>,
+    /// Docker's `config.json`; the usual one when absent.
+    pub docker_config: Option<PathBuf>,
+    /// The folder with docker's credential helpers; those that `PATH` leads to when absent.
+    pub docker_helper_dir: Option<PathBuf>,
+}
+
+impl Default for RegistrySettings {
+    fn default() -> Self {
+        Self {
+            hosts_dir: PathBuf::from(HOSTS_DIR),
+            tls: BTreeMap::new(),
+            pull_secret_folders: Vec::new(),
+            credential_provider_config: None,
+            credential_provider_bin_dir: None,
+            docker_config: None,
+            docker_helper_dir: None,
+        }
+    }
+}
+
+impl RegistrySettings {
+    /// What the registry client is told.
+    pub fn origin_config(&self) -> OriginConfig {
+        let credentials = CredentialsConfig {
+            pull_secret_folders: self.pull_secret_folders.clone(),
+            provider_config: self.credential_provider_config.clone(),
+            provider_bin_dir: self.credential_provider_bin_dir.clone(),
+            docker_config: self.docker_config.clone(),
+            docker_helper_dir: self.docker_helper_dir.clone(),
+        };
+        let (hosts_dir, tls) = (Some(self.hosts_dir.clone()), self.tls.clone());
+        OriginConfig { credentials, hosts_dir, tls, ..OriginConfig::default() }
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let wrong = |setting, reason: &str| Err(ConfigError { setting, reason: reason.to_owned() });
+        // Beside a relative folder, a plugin's name would be looked for along PATH.
+        if self.credential_provider_bin_dir.as_ref().is_some_and(|dir| !dir.is_absolute()) {
+            return wrong("credential_provider_bin_dir", "give an absolute path");
+        }
+        if self.credential_provider_config.is_some() != self.credential_provider_bin_dir.is_some() {
+            return wrong("credential_provider_config", "give it together with credential_provider_bin_dir");
+        }
+        if self.docker_helper_dir.as_ref().is_some_and(|dir| !dir.is_absolute()) {
+            return wrong("docker_helper_dir", "give an absolute path");
+        }
+        Ok(())
+    }
 }
 
 impl Default for NodeConfig {
@@ -65,6 +137,8 @@ impl Default for NodeConfig {
             way: None,
             erofs_backing: None,
             exit_when_unused: false,
+            metrics_listen: None,
+            registries: RegistrySettings::default(),
         }
     }
 }
@@ -87,6 +161,7 @@ impl NodeConfig {
         if self.store_budget_bytes.is_some_and(|budget| budget < 16 << 20) {
             return wrong("store_budget_bytes", "give at least 16 MiB");
         }
+        self.registries.validate()?;
         self.public_keys().map(drop)
     }
 
@@ -124,13 +199,17 @@ mod tests {
     fn the_defaults_are_valid_and_nonsense_is_named() {
         assert_eq!(NodeConfig::default().validate(), Ok(()));
         type Change = fn(&mut NodeConfig);
-        let cases: [(Change, &str); 7] = [
+        let cases: [(Change, &str); 8] = [
             (|config| config.state = PathBuf::from("relative"), "state"),
             (|config| config.read_deadline_ms = 0, "read_deadline_ms"),
             (|config| config.cluster = "a b".to_owned(), "cluster"),
             (|config| config.cluster = "Prod".to_owned(), "cluster"),
             (|config| config.cluster = "-a".to_owned(), "cluster"),
             (|config| config.store_budget_bytes = Some(1), "store_budget_bytes"),
+            (
+                |config| config.registries.credential_provider_bin_dir = Some("rel".into()),
+                "credential_provider_bin_dir",
+            ),
             (|config| config.trusted_keys = vec!["key".to_owned()], "trusted_keys"),
         ];
         for (change, setting) in cases {

@@ -11,7 +11,7 @@ use thiserror::Error;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 
-use crate::status::{NodeStatus, Way};
+use crate::status::{NodeStatus, WaitingRead, Way};
 
 /// Longest line either way, in bytes: the status of a thousand mounted images.
 const LINE_LEN_MAX_BYTES: u64 = 4 << 20;
@@ -34,6 +34,13 @@ pub enum Request {
     },
     /// Tell how things stand.
     Status,
+    /// Tell which reads wait, for what, and who is asked.
+    Waiting,
+    /// Change the log's filter.
+    LogLevel {
+        /// A level, or a filter in the syntax of `HERMES_LOG`.
+        filter: String,
+    },
     /// Unmount everything and end.
     Shutdown,
 }
@@ -88,6 +95,11 @@ pub enum Answer {
     Done,
     /// How things stand.
     Status(Box<NodeStatus>),
+    /// The reads that wait.
+    Waiting {
+        /// The longest first; a thousand of them at most.
+        reads: Vec<WaitingRead>,
+    },
     /// It failed.
     Failed(Failure),
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use hermes_image::ids::{ChainId, Digest};
+use hermes_image::ids::{ChainId, DiffId, Digest};
 use serde::{Deserialize, Serialize};
 
 /// The three ways to show a tree (design, section 5).
@@ -126,6 +126,27 @@ pub struct WaitingReads {
     pub demand: u64,
     /// Nobody does yet.
     pub prefetch: u64,
+}
+
+/// One read that waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingRead {
+    /// The image, as the user named it.
+    pub image: String,
+    /// The file within the image, where it is known.
+    pub file: Option<PathBuf>,
+    /// The layer, by its diffID.
+    pub layer: DiffId,
+    /// The first byte that is missing, in the layer's uncompressed tar stream.
+    pub offset: u64,
+    /// Bytes of the chunks that are missing.
+    pub missing_bytes: u64,
+    /// Whether a process waits; else it is a prefetch.
+    pub demand: bool,
+    /// Milliseconds since it began to wait.
+    pub waiting_ms: u64,
+    /// Who is being asked for this layer now.
+    pub asking: Vec<String>,
 }
 
 /// The whole answer.

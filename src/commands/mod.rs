@@ -46,6 +46,8 @@ enum Command {
     Complete(mount::CompleteArgs),
     /// Show images, what is present of them, where bytes came from, and who waits.
     Status(status::StatusArgs),
+    /// Change what the node's daemon logs, while it runs.
+    LogLevel(status::LogLevelArgs),
     /// Run the node's daemon in the foreground. `hermes mount` starts one by itself.
     Node(node::NodeArgs),
     /// Serve images from a folder, for tests, demonstrations and air-gapped nodes.
@@ -92,6 +94,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Unmount(args) => mount::unmount(args).await,
             Command::Complete(args) => mount::complete(args).await,
             Command::Status(args) => status::run(args).await,
+            Command::LogLevel(args) => status::log_level(args).await,
             Command::Node(args) => node::run(args).await,
             Command::Registry(command) => registry::run(command).await,
             Command::Bench(command) => bench::run(command).await,

@@ -1,11 +1,14 @@
 //! `hermes node`.
 
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Args;
-use hermes_snapshotter::config::NodeConfig;
+use hermes_snapshotter::config::{NodeConfig, RegistrySettings};
 use hermes_snapshotter::mounts::erofs::Backing;
 use hermes_snapshotter::node::Node;
+use hermes_snapshotter::origin::{ClientCertificate, HOSTS_DIR, TlsSettings};
 use hermes_snapshotter::status::Way;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -47,6 +50,82 @@ pub(crate) struct NodeArgs {
     /// End when the last image is unmounted.
     #[arg(long)]
     exit_when_unused: bool,
+    /// Serve /metrics, /healthz and /readyz there, as host:port or as a port on loopback.
+    #[arg(long, value_name = "ADDR", value_parser = metrics_address)]
+    metrics_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    registries: RegistryArgs,
+}
+
+/// How registries are reached.
+#[derive(Debug, Args)]
+struct RegistryArgs {
+    /// The folder with containerd's hosts.toml files.
+    #[arg(long, value_name = "DIR", default_value = HOSTS_DIR)]
+    hosts_dir: PathBuf,
+    /// CAs that a registry is believed by, as HOST[:PORT]=FILE (PEM). May be given more than once.
+    #[arg(long, value_name = "HOST=FILE", value_parser = host_value)]
+    registry_ca: Vec<(String, String)>,
+    /// The certificate that is shown to a registry, as HOST[:PORT]=FILE[,KEYFILE] (PEM). May be given more than once.
+    #[arg(long, value_name = "HOST=FILE[,KEY]", value_parser = host_value)]
+    registry_client_cert: Vec<(String, String)>,
+    /// A folder with image pull secrets (kubernetes.io/dockerconfigjson). May be given more than once.
+    #[arg(long = "pull-secrets", value_name = "DIR")]
+    pull_secret_folders: Vec<PathBuf>,
+    /// The kubelet's --image-credential-provider-config.
+    #[arg(long, value_name = "PATH", requires = "credential_provider_bin_dir")]
+    credential_provider_config: Option<PathBuf>,
+    /// The kubelet's --image-credential-provider-bin-dir.
+    #[arg(long, value_name = "DIR", requires = "credential_provider_config")]
+    credential_provider_bin_dir: Option<PathBuf>,
+    /// Docker's config.json; that of DOCKER_CONFIG or the home directory when absent.
+    #[arg(long, value_name = "FILE")]
+    docker_config: Option<PathBuf>,
+    /// The folder with docker's credential helpers; those that PATH leads to when absent.
+    #[arg(long, value_name = "DIR")]
+    docker_helper_dir: Option<PathBuf>,
+}
+
+/// `host:port`, or a port alone for loopback: the numbers are nobody else's business unless somebody says so.
+fn metrics_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.trim_start_matches(':').parse::<u16>() {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
+    text.parse().map_err(|_| "give IP:PORT, or a port on loopback".to_owned())
+}
+
+/// `HOST=VALUE`.
+fn host_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((host, value)) if !host.is_empty() && !value.is_empty() => Ok((host.to_owned(), value.to_owned())),
+        _ => Err("give HOST=FILE, such as registry.example:5000=/etc/ssl/team.pem".to_owned()),
+    }
+}
+
+impl RegistryArgs {
+    fn settings(self) -> anyhow::Result<RegistrySettings> {
+        let absolute = |path: Option<PathBuf>| path.map(std::path::absolute).transpose();
+        let mut tls: BTreeMap<String, TlsSettings> = BTreeMap::new();
+        for (host, file) in self.registry_ca {
+            tls.entry(host).or_default().ca.push(file.into());
+        }
+        for (host, files) in self.registry_client_cert {
+            let (certificate, key) = match files.split_once(',') {
+                Some((certificate, key)) => (certificate, Some(key.into())),
+                None => (files.as_str(), None),
+            };
+            tls.entry(host).or_default().client.push(ClientCertificate { certificate: certificate.into(), key });
+        }
+        Ok(RegistrySettings {
+            hosts_dir: self.hosts_dir,
+            tls,
+            pull_secret_folders: self.pull_secret_folders,
+            credential_provider_config: self.credential_provider_config,
+            credential_provider_bin_dir: absolute(self.credential_provider_bin_dir)?,
+            docker_config: self.docker_config,
+            docker_helper_dir: absolute(self.docker_helper_dir)?,
+        })
+    }
 }
 
 /// Runs the daemon until it is told to end, or nothing is mounted any more.
@@ -63,6 +142,8 @@ pub(crate) async fn run(args: NodeArgs) -> anyhow::Result<()> {
         way: args.way,
         erofs_backing: args.erofs_backing,
         exit_when_unused: args.exit_when_unused,
+        metrics_listen: args.metrics_listen,
+        registries: args.registries.settings()?,
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let node = Node::start(config).await.map_err(|error| failure(error.class(), error.to_string()))?;

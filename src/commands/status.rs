@@ -2,7 +2,7 @@
 
 use clap::Args;
 use hermes_snapshotter::control::{self, Answer, Request};
-use hermes_snapshotter::status::NodeStatus;
+use hermes_snapshotter::status::{NodeStatus, WaitingRead};
 
 use super::StateArgs;
 use super::mount::expect_done;
@@ -13,13 +13,66 @@ use crate::output;
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     state: StateArgs,
+    /// Show the reads that wait instead: of which file, for how long, and who is asked.
+    #[arg(long)]
+    waiting: bool,
     /// Print the answer as JSON.
     #[arg(long)]
     json: bool,
 }
 
+/// Arguments of `hermes log-level`.
+#[derive(Debug, Args)]
+pub(crate) struct LogLevelArgs {
+    /// A level (error, warn, info, debug, trace), or a filter in the syntax of HERMES_LOG.
+    #[arg(value_name = "LEVEL")]
+    filter: String,
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+/// Changes what the daemon logs from now on.
+pub(crate) async fn log_level(args: LogLevelArgs) -> anyhow::Result<()> {
+    let request = Request::LogLevel { filter: args.filter };
+    expect_done(control::ask(&std::path::absolute(&args.state.state)?, &request, |_| ()).await)?;
+    Ok(())
+}
+
+async fn waiting(args: &StatusArgs) -> anyhow::Result<()> {
+    let state = std::path::absolute(&args.state.state)?;
+    let answer = expect_done(control::ask(&state, &Request::Waiting, |_| ()).await)?;
+    let Answer::Waiting { reads } = answer else { anyhow::bail!("the daemon answered something else: {answer:?}") };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&reads)?);
+    } else {
+        print!("{}", render_waiting(&reads));
+    }
+    Ok(())
+}
+
+fn render_waiting(reads: &[WaitingRead]) -> String {
+    if reads.is_empty() {
+        return "no read waits\n".to_owned();
+    }
+    let rows = reads.iter().map(|read| {
+        let place = format!("layer {} at {}", read.layer, read.offset);
+        vec![
+            format!("{:.1} s", read.waiting_ms as f64 / 1000.0),
+            if read.demand { "demand" } else { "prefetch" }.to_owned(),
+            read.image.clone(),
+            read.file.as_ref().map_or(place, |file| file.display().to_string()),
+            output::bytes(read.missing_bytes),
+            if read.asking.is_empty() { "nobody".to_owned() } else { read.asking.join(", ") },
+        ]
+    });
+    format!("{}\n", output::table(&["for", "class", "image", "file", "missing", "asking"], rows.collect()))
+}
+
 /// Shows how things stand.
 pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<()> {
+    if args.waiting {
+        return waiting(&args).await;
+    }
     let answer = expect_done(control::ask(&std::path::absolute(&args.state.state)?, &Request::Status, |_| ()).await)?;
     let Answer::Status(status) = answer else { anyhow::bail!("the daemon answered something else: {answer:?}") };
     if args.json {

@@ -55,11 +55,16 @@ impl Rig {
     /// The log names the image, the layer, the registry and what to do.
     fn assert_log_is_complete(&self, next_step: &str) {
         let layer = &self.sample.image.layers[0];
+        let file = format!("/{FILE}");
+        let (image, layer_name) = (self.registry.image(TAG), layer.diff_id.to_string());
+        let wanted = [image, layer_name, self.registry.host(), next_step.to_owned(), file];
+        let is_complete = |line: &str| line.contains("a read failed") && wanted.iter().all(|part| line.contains(part));
+        // The line comes after the reader has its answer: finding the file takes a moment.
+        let found = wait_for("the line about the failed read", HANG, || {
+            self.daemon.log().lines().any(is_complete).then_some(())
+        });
         let log = self.daemon.log();
-        let failed = log.lines().filter(|line| line.contains("a read failed")).collect::<Vec<_>>();
-        let wanted = [self.registry.image(TAG), layer.diff_id.to_string(), self.registry.host(), next_step.to_owned()];
-        let complete = failed.iter().any(|line| wanted.iter().all(|part| line.contains(part)));
-        assert!(complete, "no line has all of {wanted:?}: {log}");
+        assert!(found.is_ok(), "no line has all of {wanted:?}: {log}");
         let ids = [layer.layer_id.to_string(), layer.diff_id.to_string()];
         let why = log.lines().filter(|line| line.contains("the registry") && !line.contains("a read failed"));
         let why = why.filter(|line| ids.iter().any(|id| line.contains(id))).count() > 0;
@@ -186,9 +191,12 @@ fn a_registry_that_hangs_is_an_io_error_at_the_deadline() {
         let error = read.err().context("the read succeeds")?;
         ensure!(error.raw_os_error() == Some(Errno::IO.raw_os_error()), "{error}");
         ensure!(took < SHORT_DEADLINE + SLACK, "it took {took:?}");
-        let log = rig.daemon.log();
         let wanted = [rig.registry.image(TAG), rig.registry.host(), "no answer yet); check the network".to_owned()];
-        ensure!(log.lines().any(|line| wanted.iter().all(|part| line.contains(part))), "{log}");
+        let is_complete = |line: &str| wanted.iter().all(|part| line.contains(part));
+        let found = wait_for("the line about the failed read", HANG, || {
+            rig.daemon.log().lines().any(is_complete).then_some(())
+        });
+        ensure!(found.is_ok(), "{}", rig.daemon.log());
         Ok(())
     });
 }

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 
 use super::layer::{LayerOrigin, OpenLayer, Rank};
 use super::{COMMANDS_MAX, Command};
+use crate::metrics::{ArrivedFrom, RECORDED};
 
 /// Holders of one layer that are asked what they have; more would not make it quicker.
 const HOLDERS_MAX: usize = 8;
@@ -99,7 +100,9 @@ pub(super) async fn local(work: Ask, open: Arc<OpenLayer>, chunks: Runs) -> Outc
 async fn report_local(work: &Ask, open: &OpenLayer, arrived: Runs) -> u64 {
     let bytes = arrived.iter().map(|run| len_of(open, run)).sum();
     open.counters.local.fetch_add(bytes, Ordering::Relaxed);
-    let command = Command::Arrived { layer: open.diff_id(), chunks: arrived, overflow: Vec::new() };
+    RECORDED.arrived(ArrivedFrom::Local, bytes);
+    let from = Some(ArrivedFrom::Local);
+    let command = Command::Arrived { layer: open.diff_id(), chunks: arrived, overflow: Vec::new(), from };
     let _ = work.reports.send(command).await;
     bytes
 }
@@ -139,7 +142,10 @@ pub(super) async fn peer(
         if (ends || batch.len() >= BATCH_CHUNKS || class == hermes_p2p::Class::Demand) && !batch.is_empty() {
             let stored = store_batch(&work, &open, std::mem::take(&mut batch)).await;
             match stored {
-                Ok(len) => drop(open.counters.peer.fetch_add(len, Ordering::Relaxed)),
+                Ok(len) => {
+                    open.counters.peer.fetch_add(len, Ordering::Relaxed);
+                    RECORDED.arrived(ArrivedFrom::Peer, len);
+                }
                 Err(outcome) => return outcome,
             }
         }
@@ -161,14 +167,15 @@ fn peer_failed(open: &OpenLayer, peer: PeerId, error: &ExchangeError) -> Outcome
     failed(error.class())
 }
 
-/// Stores a batch on a blocking thread and reports it. Returns its length in bytes.
+/// Stores a batch from a peer on a blocking thread and reports it. Returns its length in bytes.
 async fn store_batch(work: &Ask, open: &Arc<OpenLayer>, batch: Chunks) -> Result<u64, Outcome> {
     let len = batch.iter().map(|(_, bytes)| bytes.len() as u64).sum();
     let layer = Arc::clone(open);
     let stored = tokio::task::spawn_blocking(move || store_chunks(&layer, batch)).await;
     match stored {
         Ok(Ok((chunks, overflow))) => {
-            let _ = work.reports.send(Command::Arrived { layer: open.diff_id(), chunks, overflow }).await;
+            let from = Some(ArrivedFrom::Peer);
+            let _ = work.reports.send(Command::Arrived { layer: open.diff_id(), chunks, overflow, from }).await;
             progress(work).await;
             Ok(len)
         }
@@ -249,6 +256,7 @@ async fn read_spans(
             Ok(Some(Ok(piece))) => {
                 bytes += piece.len() as u64;
                 open.counters.registry_wire.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                RECORDED.received(piece.len() as u64);
                 progress(work).await;
                 if pieces.send(piece).await.is_err() {
                     // The decoder has all it needs, or has failed; it says which.
@@ -276,7 +284,9 @@ async fn read_spans(
         Ok(Ok(())) => Outcome::Done { bytes },
         Ok(Err(DecodeError::Span(error))) => {
             tracing::error!(image = %open.image(), layer = %open.diff_id(), %error, "the registry's bytes are not the ones that were indexed");
-            failed(ErrorClass::PeerFault)
+            // From a mirror it is no word about the registry.
+            let another = origin.origin.distrust(&origin.descriptor);
+            failed(if another { ErrorClass::Transient } else { ErrorClass::PeerFault })
         }
         Ok(Err(DecodeError::Store(error))) => {
             tracing::error!(layer = %open.diff_id(), %error, "cannot store chunks");
@@ -312,7 +322,9 @@ fn decode(
             let len: u64 = chunks.iter().map(|(_, bytes)| bytes.len() as u64).sum();
             let (chunks, overflow) = store_chunks(open, std::mem::take(&mut chunks)).map_err(DecodeError::Store)?;
             open.counters.registry.fetch_add(len, Ordering::Relaxed);
-            let _ = reports.blocking_send(Command::Arrived { layer: open.diff_id(), chunks, overflow });
+            RECORDED.arrived(ArrivedFrom::Registry, len);
+            let from = Some(ArrivedFrom::Registry);
+            let _ = reports.blocking_send(Command::Arrived { layer: open.diff_id(), chunks, overflow, from });
         }
         if decoder.is_done() {
             return Ok(());

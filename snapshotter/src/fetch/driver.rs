@@ -23,7 +23,9 @@ use tokio::task::AbortHandle;
 
 use super::asks::{self, Ask};
 use super::layer::OpenLayer;
-use super::{Answer, COMMANDS_MAX, Command, Delivered, FetchError, FetchHandle, Tried};
+use super::{Answer, COMMANDS_MAX, Class, Command, Delivered, FetchError, FetchHandle, Tried};
+use crate::metrics::{ArrivedFrom, RECORDED};
+use crate::status::WaitingRead;
 
 /// What the driver works with.
 #[derive(Debug, Clone)]
@@ -63,8 +65,19 @@ pub fn spawn(config: FetchConfig) -> FetchHandle {
 struct Waiting {
     layer: DiffId,
     chunks: Runs,
+    class: Class,
+    since: Instant,
+    /// Where what came so far came from.
+    from: Option<ArrivedFrom>,
     delivered: Delivered,
     done: oneshot::Sender<Answer>,
+}
+
+/// An ask under way.
+struct Asked {
+    task: AbortHandle,
+    source: Source,
+    layer: DiffId,
 }
 
 struct Driver {
@@ -75,7 +88,7 @@ struct Driver {
     timer: Option<Instant>,
     layers: BTreeMap<DiffId, Arc<OpenLayer>>,
     reads: BTreeMap<ReadId, Waiting>,
-    asks: BTreeMap<AskId, AbortHandle>,
+    asks: BTreeMap<AskId, Asked>,
     peers: PeerNumbers,
     /// Weak, so that the asks' way back does not keep the driver alive.
     reports: mpsc::WeakSender<Command>,
@@ -152,7 +165,7 @@ impl Driver {
             }
         }
         for ask in self.asks.values() {
-            ask.abort();
+            ask.task.abort();
         }
     }
 
@@ -173,7 +186,8 @@ impl Driver {
                 self.layers.remove(&layer);
             }
             Command::Need { read, layer, chunks, class, deadline, done } => {
-                let waiting = Waiting { layer, chunks: chunks.clone(), delivered: Delivered::default(), done };
+                let (delivered, since, from) = (Delivered::default(), Instant::now(), None);
+                let waiting = Waiting { layer, chunks: chunks.clone(), class, since, from, delivered, done };
                 self.reads.insert(read, waiting);
                 let deadline = self.policy_time(deadline);
                 self.tell(Event::ReadNeeds { read, layer, chunks, class, deadline });
@@ -186,10 +200,16 @@ impl Driver {
                 self.tell(Event::ReadHit { layer, first_chunk: chunks.start, end_chunk: chunks.end });
             }
             Command::Evicted { layer, chunks } => self.tell(Event::Evicted { layer, chunks }),
-            Command::Arrived { layer, chunks, overflow } => self.arrived(layer, chunks, &overflow),
+            Command::Arrived { layer, chunks, overflow, from } => {
+                self.note_source(layer, &chunks, from);
+                self.arrived(layer, chunks, &overflow);
+            }
             Command::Progress { ask } => self.tell(Event::AskProgress { ask }),
             Command::Ended { ask, outcome } => {
                 self.asks.remove(&ask);
+                if let Outcome::Failed { class, .. } = &outcome {
+                    RECORDED.ask_failed(*class);
+                }
                 self.tell(Event::AskEnded { ask, outcome });
             }
             Command::PeerHas { peer, layer, chunks } => {
@@ -200,6 +220,9 @@ impl Driver {
             Command::SpansFound { layer, found } => self.spans_found(layer, found),
             Command::Status { answer } => {
                 let _ = answer.send(self.flight.status());
+            }
+            Command::Waiting { answer } => {
+                let _ = answer.send(self.waiting());
             }
         }
     }
@@ -257,6 +280,59 @@ impl Driver {
         }
     }
 
+    /// Remembers for the reads that wait for `chunks` where these came from.
+    fn note_source(&mut self, layer: DiffId, chunks: &Runs, from: Option<ArrivedFrom>) {
+        let Some(from) = from else { return };
+        for waiting in self.reads.values_mut().filter(|waiting| waiting.layer == layer) {
+            if waiting.from != Some(ArrivedFrom::Mixed) && !waiting.chunks.intersection(chunks).is_empty() {
+                let is_same = waiting.from.is_none_or(|known| known == from);
+                waiting.from = Some(if is_same { from } else { ArrivedFrom::Mixed });
+            }
+        }
+    }
+
+    /// The reads that wait, for people.
+    fn waiting(&self) -> Vec<WaitingRead> {
+        let mut reads: Vec<_> = self.reads.values().collect();
+        reads.sort_by_key(|waiting| waiting.since);
+        let describe = |waiting: &&Waiting| {
+            let open = self.layers.get(&waiting.layer)?;
+            let missing = open.layer.missing(0..open.layer.table().count()).intersection(&waiting.chunks);
+            let first = missing.chunks().next().or_else(|| waiting.chunks.chunks().next())?;
+            let len = |run: std::ops::Range<u32>| {
+                let range = open.layer.table().run_range(run);
+                range.end - range.start
+            };
+            let asked = self.asks.values().filter(|asked| asked.layer == waiting.layer);
+            let mut asking: Vec<String> = asked.map(|asked| self.name(asked.source, asked.layer)).collect();
+            asking.sort();
+            asking.dedup();
+            Some(WaitingRead {
+                image: open.image(),
+                file: None,
+                layer: waiting.layer,
+                offset: open.layer.table().range(ChunkNo(first)).start,
+                missing_bytes: missing.iter().map(len).sum(),
+                demand: waiting.class == Class::Demand,
+                waiting_ms: u64::try_from(waiting.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+                asking,
+            })
+        };
+        reads.iter().take(super::WAITING_MAX).filter_map(describe).collect()
+    }
+
+    /// A source, for people.
+    fn name(&self, source: Source, layer: DiffId) -> String {
+        match source {
+            Source::Local => "the local store".to_owned(),
+            Source::Peer(peer) => self.peers.id(peer).map_or_else(String::new, |id| format!("peer {id}")),
+            Source::Origin => {
+                let origins = self.layers.get(&layer).map(|open| open.origins()).unwrap_or_default();
+                format!("the registry {}", origins.first().map_or("", |origin| origin.origin.host()))
+            }
+        }
+    }
+
     fn peer_event(&mut self, event: PeerEvent) {
         match event {
             PeerEvent::Up(peer) => self.peer_up(peer),
@@ -297,18 +373,22 @@ impl Driver {
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::AskLocal { ask, layer, chunks, .. } => {
-                self.spawn_ask(ask, layer, |work, layer| asks::local(work, layer, chunks));
+                self.spawn_ask(ask, Source::Local, layer, |work, layer| asks::local(work, layer, chunks));
             }
-            Action::AskPeer { ask, peer, layer, chunks, class, timeout } => {
-                let Some(peer) = self.peers.id(peer) else { return };
-                self.spawn_ask(ask, layer, move |work, layer| asks::peer(work, layer, peer, chunks, class, timeout));
+            Action::AskPeer { ask, peer: no, layer, chunks, class, timeout } => {
+                let Some(peer) = self.peers.id(no) else { return };
+                self.spawn_ask(ask, Source::Peer(no), layer, move |work, layer| {
+                    asks::peer(work, layer, peer, chunks, class, timeout)
+                });
             }
             Action::AskOrigin { ask, origin, layer, spans, timeout, .. } => {
-                self.spawn_ask(ask, layer, move |work, layer| asks::registry(work, layer, origin, spans, timeout));
+                self.spawn_ask(ask, Source::Origin, layer, move |work, layer| {
+                    asks::registry(work, layer, origin, spans, timeout)
+                });
             }
             Action::Cancel { ask } => {
-                if let Some(task) = self.asks.remove(&ask) {
-                    task.abort();
+                if let Some(asked) = self.asks.remove(&ask) {
+                    asked.task.abort();
                 }
             }
             Action::Deliver { read } => self.answer(read, Ok),
@@ -331,6 +411,7 @@ impl Driver {
             Action::Ban { peer, until } => {
                 if let (Some(peer), Some(node)) = (self.peers.id(peer), self.config.peers.clone()) {
                     let duration = self.clock_time(until).saturating_duration_since(Instant::now());
+                    RECORDED.banned();
                     tracing::warn!(%peer, ?duration, "a peer sent wrong bytes; it is refused for a while");
                     self.spawn_detached(|_| async move { drop(node.ban(peer, duration).await) });
                 }
@@ -341,6 +422,9 @@ impl Driver {
 
     fn answer(&mut self, read: ReadId, answer: impl FnOnce(Delivered) -> Answer) {
         if let Some(waiting) = self.reads.remove(&read) {
+            if let (Class::Demand, Some(from)) = (waiting.class, waiting.from) {
+                RECORDED.waited(from, waiting.since.elapsed());
+            }
             let _ = waiting.done.send(answer(waiting.delivered));
         }
     }
@@ -349,12 +433,7 @@ impl Driver {
         let Some(layer) = self.reads.get(&read).map(|waiting| waiting.layer) else { return };
         let open = self.layers.get(&layer);
         let image = open.map_or_else(String::new, |open| open.image());
-        let host = open.map(|open| open.origins()).and_then(|origins| Some(origins.first()?.origin.host().to_owned()));
-        let name = |source| match source {
-            Source::Local => "the local store".to_owned(),
-            Source::Peer(peer) => self.peers.id(peer).map_or_else(String::new, |id| format!("peer {id}")),
-            Source::Origin => format!("the registry {}", host.as_deref().unwrap_or_default()),
-        };
+        let name = |source| self.name(source, layer);
         let failed = cause.tried.iter().map(|(source, class)| (*source, Some(*class)));
         let mut tried: Vec<_> = failed.map(|(source, failure)| Tried { name: name(source), source, failure }).collect();
         let is_open = matches!(cause.origin, OriginStanding::Ready | OriginStanding::Resting);
@@ -370,7 +449,7 @@ impl Driver {
     }
 
     /// Runs `ask` as a task; whatever becomes of it, the policy hears of its end once.
-    fn spawn_ask<F, R>(&mut self, ask: AskId, layer: DiffId, run: F)
+    fn spawn_ask<F, R>(&mut self, ask: AskId, source: Source, layer: DiffId, run: F)
     where
         F: FnOnce(Ask, Arc<OpenLayer>) -> R,
         R: Future<Output = Outcome> + Send + 'static,
@@ -383,7 +462,7 @@ impl Driver {
             let outcome = running.await;
             let _ = reports.send(Command::Ended { ask, outcome }).await;
         });
-        self.asks.insert(ask, task.abort_handle());
+        self.asks.insert(ask, Asked { task: task.abort_handle(), source, layer });
     }
 
     fn spawn_detached<F, R>(&self, run: F)

@@ -28,6 +28,9 @@ use hermes_store::Store;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::metrics::ArrivedFrom;
+use crate::status::WaitingRead;
+
 pub use driver::{FetchConfig, OriginNumbers, spawn};
 pub use hermes_policy::class::Class;
 pub use layer::{LayerOrigin, LayerUser, MountNo, OpenLayer, SpanIndex, SpanIndexError, SpanIndexSource};
@@ -141,13 +144,14 @@ pub(crate) enum Command {
     Withdraw { read: ReadId },
     Hit { layer: DiffId, chunks: ChunkRange },
     Evicted { layer: DiffId, chunks: Runs },
-    Arrived { layer: DiffId, chunks: Runs, overflow: Vec<(ChunkNo, Bytes)> },
+    Arrived { layer: DiffId, chunks: Runs, overflow: Vec<(ChunkNo, Bytes)>, from: Option<ArrivedFrom> },
     Progress { ask: AskId },
     Ended { ask: AskId, outcome: Outcome },
     PeerHas { peer: PeerId, layer: DiffId, chunks: Runs },
     HoldersFound { layer: DiffId },
     SpansFound { layer: DiffId, found: bool },
     Status { answer: oneshot::Sender<Status> },
+    Waiting { answer: oneshot::Sender<Vec<WaitingRead>> },
 }
 
 type Answer = Result<Delivered, FetchError>;
@@ -232,7 +236,7 @@ impl FetchHandle {
 
     /// Tells that chunks came into the store some other way, such as while an index was built. Cancel safe.
     pub async fn arrived(&self, layer: DiffId, chunks: Runs) {
-        let _ = self.commands.send(Command::Arrived { layer, chunks, overflow: Vec::new() }).await;
+        let _ = self.commands.send(Command::Arrived { layer, chunks, overflow: Vec::new(), from: None }).await;
     }
 
     /// What waits and what is under way. Cancel safe.
@@ -242,6 +246,20 @@ impl FetchHandle {
             return Status::default();
         }
         status.await.unwrap_or_default()
+    }
+}
+
+/// Reads that are listed in one dump.
+const WAITING_MAX: usize = 1000;
+
+impl FetchHandle {
+    /// The reads that wait, the longest first, without their files; at most a thousand. Cancel safe.
+    pub async fn waiting(&self) -> Vec<WaitingRead> {
+        let (answer, waiting) = oneshot::channel();
+        if self.commands.send(Command::Waiting { answer }).await.is_err() {
+            return Vec::new();
+        }
+        waiting.await.unwrap_or_default()
     }
 }
 

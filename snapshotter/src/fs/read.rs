@@ -17,11 +17,14 @@ use fuser::{Errno, ReplyData};
 use hermes_image::ids::DiffId;
 use hermes_image::index::chunks::ChunkTable;
 use hermes_image::runs::Runs;
+use hermes_policy::event::FailReason;
 use hermes_store::Read;
 use parking_lot::Mutex;
 use thiserror::Error;
 
+use super::locate::Locator;
 use crate::fetch::{Class, Delivered, FetchError, FetchHandle, Marks};
+use crate::metrics::{RECORDED, ReadFailure};
 
 /// How often a read starts over because chunks that had come were evicted before it could copy them.
 const REFILL_MAX: u32 = 8;
@@ -31,6 +34,9 @@ const REFILL_MAX: u32 = 8;
 const JUST_NOW: Duration = Duration::from_millis(500);
 /// Reads that ended at their deadline which are remembered: as many as the kernel has under way on two connections.
 const FAILURES_MAX: usize = 128;
+
+/// Time between two lines about failed reads: a registry that is gone fails thousands.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A layer as readers see it.
 #[derive(Debug)]
@@ -85,6 +91,22 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// The metric label.
+    fn reason(&self) -> ReadFailure {
+        match self {
+            Self::Store { .. } => ReadFailure::Store,
+            Self::Thrashing => ReadFailure::Thrashing,
+            Self::JustFailed { .. } => ReadFailure::Deadline,
+            Self::Fetch(FetchError::Ended) => ReadFailure::Closed,
+            Self::Fetch(FetchError::Failed { reason, .. }) => match reason {
+                FailReason::Deadline => ReadFailure::Deadline,
+                FailReason::Refused => ReadFailure::Refused,
+                FailReason::Overload => ReadFailure::Overload,
+                FailReason::Closed | FailReason::Unknown => ReadFailure::Closed,
+            },
+        }
+    }
+
     /// What the kernel is told. One arm per cause, so that a new one needs a decision.
     fn errno(&self) -> Errno {
         match self {
@@ -216,9 +238,21 @@ fn fill_missing(
 #[derive(Debug, Default)]
 struct Failures {
     latest: VecDeque<(Instant, DiffId, Runs)>,
+    logged_at: Option<Instant>,
+    left_out: u64,
 }
 
 impl Failures {
+    /// Whether a failure is to be logged now: how many were not, since the last one.
+    fn should_log(&mut self, now: Instant) -> Option<u64> {
+        if self.logged_at.is_some_and(|at| now.saturating_duration_since(at) < LOG_INTERVAL) {
+            self.left_out += 1;
+            return None;
+        }
+        self.logged_at = Some(now);
+        Some(std::mem::take(&mut self.left_out))
+    }
+
     fn add(&mut self, now: Instant, missing: Vec<(DiffId, Runs)>) {
         self.latest.retain(|(at, ..)| now.saturating_duration_since(*at) < JUST_NOW);
         for (layer, runs) in missing {
@@ -247,12 +281,18 @@ pub struct Reader {
     runtime: tokio::runtime::Handle,
     deadline: Duration,
     failures: Arc<Mutex<Failures>>,
+    locator: Arc<Locator>,
 }
 
 impl Reader {
     /// Misses wait on `runtime`, at most `deadline`.
     pub fn new(runtime: tokio::runtime::Handle, deadline: Duration) -> Self {
-        Self { runtime, deadline, failures: Arc::default() }
+        Self { runtime, deadline, failures: Arc::default(), locator: Arc::default() }
+    }
+
+    /// Where the files of shown trees are found, for messages.
+    pub fn locator(&self) -> &Locator {
+        &self.locator
     }
 
     /// Answers `plan`. Never blocks on the network: a miss goes on without this thread.
@@ -265,6 +305,7 @@ impl Reader {
             let buffer = &mut buffer[..plan.len()];
             match plan.fill(buffer, &Vec::new()) {
                 Ok(missing) if missing.is_empty() => {
+                    RECORDED.hit();
                     reply.data(buffer);
                     None
                 }
@@ -274,13 +315,16 @@ impl Reader {
         match filled {
             None => {}
             Some((Ok(missing), reply)) => {
+                RECORDED.missed();
                 let now = Instant::now();
                 if let Some(layer) = self.failures.lock().find(now, &missing) {
                     let error = ReadError::JustFailed { layer };
                     tracing::debug!(%error, "a read failed");
+                    RECORDED.read_failed(error.reason());
                     return reply.error(error.errno());
                 }
                 let (deadline, failures) = (now + self.deadline, Arc::clone(&self.failures));
+                let reader = self.clone();
                 self.runtime.spawn(async move {
                     let wanted = missing.iter().map(|(file, runs)| (file.layer.diff_id(), runs.clone())).collect();
                     match wait(&plan, missing, deadline).await {
@@ -290,13 +334,37 @@ impl Reader {
                             if now >= deadline {
                                 failures.lock().add(now, wanted);
                             }
-                            fail(&error, reply);
+                            reader.fail(&plan, error, reply);
                         }
                     }
                 });
             }
-            Some((Err(error), reply)) => fail(&error, reply),
+            Some((Err(error), reply)) => self.fail(&plan, error, reply),
         }
+    }
+
+    /// Answers with an error, and says in the log what could not be read: the image, the file where one is found, the
+    /// layer, and who was asked with which result. At most one line a second; the next one tells how many were left out.
+    fn fail(&self, plan: &Plan, error: ReadError, reply: ReplyData) {
+        RECORDED.read_failed(error.reason());
+        reply.error(error.errno());
+        let Some(left_out) = self.failures.lock().should_log(Instant::now()) else { return };
+        let place = plan.pieces.iter().find_map(|piece| match piece {
+            Piece::Layer { file, offset, .. } => Some((file.layer.diff_id(), *offset)),
+            Piece::Hole { .. } | Piece::Image { .. } => None,
+        });
+        let locator = Arc::clone(&self.locator);
+        // Finding the file reads a tree, which nobody waits for.
+        self.runtime.spawn_blocking(move || {
+            let image = match &error {
+                ReadError::Fetch(FetchError::Failed { image, .. }) => image.as_str(),
+                _ => "",
+            };
+            let file = place.and_then(|(layer, offset)| locator.find(image, layer, offset));
+            let file = file.map_or_else(|| "unknown".to_owned(), |file| file.display().to_string());
+            let (layer, offset) = place.map_or_else(Default::default, |(layer, offset)| (layer.to_string(), offset));
+            tracing::warn!(%image, %file, %layer, offset, reason = error.reason().name(), %error, left_out, "a read failed with EIO");
+        });
     }
 
     /// The bytes of `plan`, waiting for what is missing. Cancel safe: a read that is dropped is withdrawn.
@@ -332,11 +400,6 @@ async fn wait(plan: &Plan, mut missing: Vec<(Arc<LayerFile>, Runs)>, deadline: I
         }
     }
     Err(ReadError::Thrashing)
-}
-
-fn fail(error: &ReadError, reply: ReplyData) {
-    tracing::error!(%error, "a read failed");
-    reply.error(error.errno());
 }
 
 /// The error as the I/O error that a reader inside this process sees.

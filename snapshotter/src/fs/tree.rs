@@ -24,6 +24,7 @@ use hermes_image::tree::Timestamp;
 
 use super::read::{LayerFile, Piece, Plan, Reader};
 use super::{TTL, session};
+use crate::metrics::{RECORDED, ReadFailure};
 
 /// FUSE calls the root 1; every other inode has its number in the image plus this, so that none is 0 or 1.
 const INO_OFFSET: u64 = 2;
@@ -203,7 +204,10 @@ impl Filesystem for TreeFs {
         session::raise_priority();
         match self.plan(self.nid(ino), offset, u64::from(size)) {
             Ok(plan) => self.reader.answer(plan, reply),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => {
+                RECORDED.read_failed(ReadFailure::Tree);
+                reply.error(errno(&error));
+            }
         }
     }
 

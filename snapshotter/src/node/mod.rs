@@ -9,6 +9,7 @@ mod complete;
 mod error;
 pub mod keys;
 mod mount;
+mod observe;
 mod resolve;
 mod serve;
 mod ways;
@@ -34,12 +35,15 @@ use crate::artifacts::Artifacts;
 use crate::config::NodeConfig;
 use crate::content::NodeContent;
 use crate::control::socket_path;
+use crate::credentials::PullSecrets;
 use crate::fetch::{self, FetchConfig, FetchHandle, MountNo, OpenLayer, OriginNumbers};
 use crate::fs::layers::LayerDirectory;
+use crate::fs::locate::ShownTree;
 use crate::fs::read::{LayerFile, Reader};
 use crate::fs::session::FuseSession;
 use crate::index_folder::IndexFolder;
 use crate::mounts::Mounted;
+use crate::origin::{FindImageError, OriginClient};
 use crate::status::Way;
 
 /// How long a daemon that ends may keep the store after it has stopped listening: it unmounts and syncs.
@@ -48,6 +52,8 @@ const STORE_TIMEOUT: Duration = Duration::from_secs(10);
 const STORE_RETRY: Duration = Duration::from_millis(20);
 
 pub use error::{NodeError, find_class, origin_class};
+use observe::Observer;
+pub use observe::Readiness;
 use ways::Ways;
 
 /// A running node.
@@ -55,6 +61,7 @@ use ways::Ways;
 pub struct Node {
     inner: Arc<Inner>,
     listener: UnixListener,
+    observer: Observer,
 }
 
 /// What all requests share.
@@ -72,6 +79,8 @@ struct Inner {
     key: SigningKey,
     /// Whose statements every request takes.
     trusted: Vec<PublicKey>,
+    /// How images are found and read; owns the connections to registries.
+    origin_client: OriginClient,
     origins: Mutex<OriginNumbers>,
     /// The layers that are open for at least one mount.
     layers: Mutex<BTreeMap<DiffId, (Arc<OpenLayer>, Arc<LayerFile>)>>,
@@ -79,6 +88,9 @@ struct Inner {
     mounting: tokio::sync::Mutex<()>,
     images: tokio::sync::Mutex<Vec<MountedImage>>,
     unused: tokio::sync::Notify,
+    /// Of daemons with this state folder, this one included.
+    starts: u64,
+    started_at_seconds: f64,
 }
 
 /// An image that is shown. Fields drop in this order: first the mount, then what it reads from.
@@ -93,6 +105,7 @@ struct MountedImage {
     way: Way,
     tree_path: PathBuf,
     layers: Vec<Arc<OpenLayer>>,
+    located: ShownTree,
     _uses: Vec<LayerUse>,
 }
 
@@ -118,7 +131,13 @@ impl Node {
         let io = |what, path: PathBuf| move |source| NodeError::Io { what, path, source };
         private_folder(&config.state).map_err(io("make", config.state.clone()))?;
         raise_file_limit();
+        let observer = Observer::start(config.metrics_listen).await?;
+        let started_at_seconds = observe::seconds_now();
         let store = open_store(&config).await?;
+        observer.readiness.store_is_open();
+        // Only whoever has the store counts: the daemon before this one may be about to end.
+        let starts = observe::count_start(&config.state);
+        let origin_client = OriginClient::new(config.registries.origin_config()).map_err(FindImageError::from)?;
         serve::clear_leftovers(&config.state);
         serve::unpin_what_is_gone(&store)?;
         let key = keys::load_or_create(&config.state.join("index-key"))?;
@@ -156,16 +175,30 @@ impl Node {
             ways,
             key,
             trusted,
+            origin_client,
             origins: Mutex::default(),
             layers: Mutex::default(),
             next_mount: AtomicU64::default(),
             mounting: tokio::sync::Mutex::default(),
             images: tokio::sync::Mutex::default(),
             unused: tokio::sync::Notify::new(),
+            starts,
+            started_at_seconds,
         });
         tokio::spawn(follow_completions(Arc::downgrade(&inner), inner.fetch.completions()));
+        observer.show(&inner);
         tracing::info!(peer_id = %inner.peers.local_peer_id(), "node started");
-        Ok(Self { inner, listener })
+        Ok(Self { inner, listener, observer })
+    }
+
+    /// What `/readyz` says, for the parts that are started after the node.
+    pub fn readiness(&self) -> &Arc<Readiness> {
+        &self.observer.readiness
+    }
+
+    /// The image pull secrets that this node may use, for whoever hands them in.
+    pub fn pull_secrets(&self) -> &PullSecrets {
+        self.inner.origin_client.credentials().pull_secrets()
     }
 
     /// Answers commands until one of them ends the node, or nothing is mounted any more and that is its setting.
@@ -175,12 +208,16 @@ impl Node {
     /// # Errors
     /// When the control socket breaks.
     pub async fn serve(&self) -> Result<(), NodeError> {
-        serve::serve(&self.inner, &self.listener).await
+        self.observer.readiness.control_is(true);
+        let ended = serve::serve(&self.inner, &self.listener).await;
+        self.observer.readiness.control_is(false);
+        ended
     }
 
     /// Unmounts everything, makes what came durable, leaves the swarm.
     pub async fn stop(self) {
-        let Self { inner, listener } = self;
+        let Self { inner, listener, observer } = self;
+        observer.readiness.control_is(false);
         drop(listener);
         let _ = std::fs::remove_file(socket_path(&inner.config.state));
         let mut images = std::mem::take(&mut *inner.images.lock().await);

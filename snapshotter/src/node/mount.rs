@@ -22,11 +22,13 @@ use super::resolve::FoundImage;
 use super::{Inner, MountedImage, NodeError, Shown};
 use crate::control::{Answer, MountRequest};
 use crate::fetch::{LayerOrigin, LayerUser, MountNo, OpenLayer, SpanIndexSource};
+use crate::fs::locate::ShownTree;
 use crate::fs::read::LayerFile;
 use crate::fs::session::{FuseSession, SessionConfig};
 use crate::fs::tree::TreeFs;
 use crate::index_folder::IndexFolder;
 use crate::indexing::build_index;
+use crate::metrics::RECORDED;
 use crate::mounts::{self, erofs::Backing};
 use crate::origin::{LayerDescriptor, Origin, ResolvedImage};
 use crate::status::Way;
@@ -273,8 +275,16 @@ impl Inner {
         if image.now.is_err() {
             detail.push_str(", as this node knows it: the registry does not answer");
         }
+        let located = ShownTree {
+            image: request.image.clone(),
+            tree_path: index.tree_path.clone(),
+            layers: layers.iter().map(|layer| layer.diff_id()).collect(),
+        };
+        self.reader.locator().insert(located.clone());
+        RECORDED.mounted(way);
         let mounted = MountedImage {
             number: mount,
+            located,
             shown,
             reference: request.image,
             manifest: image.manifest,
@@ -429,6 +439,7 @@ impl Inner {
             });
         }
         drop(images);
+        self.reader.locator().remove(&image.located);
         let (number, layers) = (image.number, image.layers.iter().map(|layer| layer.diff_id()).collect::<Vec<_>>());
         // With what it reads from, such as loop devices over layer files.
         drop(image);

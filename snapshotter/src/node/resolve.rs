@@ -13,10 +13,7 @@ use hermes_registry::oci::Platform;
 
 use super::{Inner, NodeError};
 use crate::control::MountRequest;
-use crate::origin::{
-    ErrorClass, FindImageError, ImageSource, LayerDescriptor, Origin, ResolvedImage, find_image, open_image,
-    wanted_platform,
-};
+use crate::origin::{ErrorClass, FindImageError, ImageSource, LayerDescriptor, Origin, ResolvedImage, wanted_platform};
 
 /// What a request's image is.
 #[derive(Debug)]
@@ -66,7 +63,7 @@ impl Inner {
     /// When the registry refuses, or is away and nothing is known of the reference here.
     pub(super) async fn resolve(&self, request: &MountRequest) -> Result<FoundImage, NodeError> {
         let platform = wanted_platform(request.platform.as_deref())?;
-        let error = match find_image(&request.image, request.platform.as_deref(), request.plain_http).await {
+        let error = match self.find(request).await {
             Ok((origin, image)) => {
                 let manifest = image.manifest_digest;
                 return Ok(FoundImage { manifest, origin: Some(origin), now: Ok(image), platform });
@@ -80,8 +77,13 @@ impl Inner {
             image = %request.image, %manifest, %error,
             "the registry does not answer; going by what this node knows of the reference"
         );
-        let origin = open_image(&request.image, request.plain_http).await.ok();
+        let origin = self.origin_client.open_image(&request.image, request.plain_http).await.ok();
         Ok(FoundImage { manifest, origin, now: Err(Box::new(error)), platform })
+    }
+
+    async fn find(&self, request: &MountRequest) -> Result<(Arc<Origin>, ResolvedImage), FindImageError> {
+        let platform = request.platform.as_deref();
+        self.origin_client.find_image(&request.image, platform, request.plain_http).await
     }
 
     /// The manifest that `image` means without its registry: what it meant when it was last mounted here, or its digest.

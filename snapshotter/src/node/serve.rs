@@ -107,6 +107,17 @@ impl Inner {
             Request::Unmount { dir } => self.unmount(&dir).await.map(|()| Answer::Done),
             Request::Complete { dir } => self.complete(&dir, progress).await.map(|()| Answer::Done),
             Request::Status => Ok(Answer::Status(Box::new(self.status().await))),
+            Request::Waiting => Ok(Answer::Waiting { reads: self.waiting().await }),
+            Request::LogLevel { filter } => match crate::telemetry::reload(&filter) {
+                Ok(()) => {
+                    tracing::warn!(%filter, "the log's filter was changed");
+                    Ok(Answer::Done)
+                }
+                Err(message) => {
+                    let class = crate::control::FailureClass::Usage;
+                    Ok(Answer::Failed(Failure { message, class }))
+                }
+            },
             Request::Shutdown => Ok(Answer::Done),
         }
     }
@@ -152,7 +163,7 @@ impl Inner {
 }
 
 /// Resident memory of this process, by the kernel.
-fn resident_bytes() -> u64 {
+pub(super) fn resident_bytes() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").ok();
     let resident = pages.as_deref().and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
     resident.unwrap_or(0) * rustix::param::page_size() as u64

@@ -5,6 +5,7 @@
 //! on, where its head tells.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -12,12 +13,15 @@ use http::header::{CONTENT_RANGE, HeaderMap};
 use reqwest::Response;
 use tokio::time::Instant;
 
+use super::endpoint::Rest;
 use super::error::{Failure, OriginError, Subject};
 use super::transport::Transport;
 
 /// A body under way.
 pub(super) struct RangeBody {
     transport: Transport,
+    /// Of the host, which begins when the body breaks.
+    rest: Arc<Rest>,
     subject: Subject,
     response: Response,
     deadline: Instant,
@@ -55,7 +59,7 @@ impl Wanted {
 impl RangeBody {
     /// Checks the head of `response`, an answer of status 200 or 206 to a request for `wanted`.
     pub(super) fn begin(
-        transport: Transport,
+        (transport, rest): (Transport, Arc<Rest>),
         subject: Subject,
         response: Response,
         wanted: &Wanted,
@@ -79,6 +83,7 @@ impl RangeBody {
         }
         Ok(Self {
             transport,
+            rest,
             subject,
             response,
             deadline,
@@ -90,7 +95,16 @@ impl RangeBody {
     }
 
     /// The next piece, never empty, and what is to come after it; `None` when all was passed on.
-    pub(super) async fn next(mut self) -> Result<Option<(Bytes, Self)>, OriginError> {
+    pub(super) async fn next(self) -> Result<Option<(Bytes, Self)>, OriginError> {
+        let rest = Arc::clone(&self.rest);
+        let next = self.piece().await;
+        if let Err(error) = &next {
+            rest.failed(error);
+        }
+        next
+    }
+
+    async fn piece(mut self) -> Result<Option<(Bytes, Self)>, OriginError> {
         loop {
             let at_end = self.left_bytes == 0;
             if at_end && !self.ends_with_range {

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use http::StatusCode;
+
 /// Requests and bytes since the start of the client.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct OriginCounters {
@@ -15,6 +17,16 @@ pub struct OriginCounters {
     pub redirects: u64,
     /// Requests that were sent again because their connection turned out to be dead.
     pub resends: u64,
+    /// Answers 401 and 403 that stayed so.
+    pub refused_denied: u64,
+    /// Answers 404 and 410.
+    pub refused_not_found: u64,
+    /// Answers 429 and 503.
+    pub refused_throttled: u64,
+    /// Answers of any other status that was not asked for.
+    pub refused_other: u64,
+    /// Times that a mirror failed and the next host was asked.
+    pub mirror_failures: u64,
 }
 
 /// The counters while they count. Independent of each other, so no ordering is needed.
@@ -25,6 +37,11 @@ pub(super) struct Meters {
     token_requests: AtomicU64,
     redirects: AtomicU64,
     resends: AtomicU64,
+    refused_denied: AtomicU64,
+    refused_not_found: AtomicU64,
+    refused_throttled: AtomicU64,
+    refused_other: AtomicU64,
+    mirror_failures: AtomicU64,
 }
 
 impl Meters {
@@ -48,6 +65,20 @@ impl Meters {
         self.resends.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn refusal(&self, status: StatusCode) {
+        let meter = match status.as_u16() {
+            401 | 403 => &self.refused_denied,
+            404 | 410 => &self.refused_not_found,
+            429 | 503 => &self.refused_throttled,
+            _ => &self.refused_other,
+        };
+        meter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn mirror_failure(&self) {
+        self.mirror_failures.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn read(&self) -> OriginCounters {
         let read = |meter: &AtomicU64| meter.load(Ordering::Relaxed);
         OriginCounters {
@@ -56,6 +87,11 @@ impl Meters {
             token_requests: read(&self.token_requests),
             redirects: read(&self.redirects),
             resends: read(&self.resends),
+            refused_denied: read(&self.refused_denied),
+            refused_not_found: read(&self.refused_not_found),
+            refused_throttled: read(&self.refused_throttled),
+            refused_other: read(&self.refused_other),
+            mirror_failures: read(&self.mirror_failures),
         }
     }
 }

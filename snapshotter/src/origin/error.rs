@@ -19,7 +19,8 @@ use hermes_registry::oci::Platform;
 use http::StatusCode;
 use thiserror::Error;
 
-use super::credentials::CredentialsError;
+use super::hosts::HostsError;
+use super::tls::TlsError;
 
 /// Which part of a request took too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,9 +219,12 @@ pub enum Failure {
         /// What the system said.
         source: io::Error,
     },
-    /// Stored credentials cannot be read.
+    /// The mirrors of the registry cannot be known.
     #[error(transparent)]
-    Credentials(CredentialsError),
+    Hosts(HostsError),
+    /// The certificates for a host cannot be used.
+    #[error(transparent)]
+    Tls(TlsError),
     /// The caller asked for bytes that the layer does not have.
     #[error("bytes {}..{} do not lie within the layer's {len_bytes} bytes", .range.start, .range.end)]
     OutOfBounds {
@@ -289,7 +293,8 @@ impl Failure {
             Failure::LayerCount { .. } => "layer_count",
             Failure::Layout(_) => "layout",
             Failure::File { .. } => "file",
-            Failure::Credentials(_) => "credentials",
+            Failure::Hosts(_) => "hosts",
+            Failure::Tls(_) => "tls",
             Failure::OutOfBounds { .. } => "out_of_bounds",
             Failure::Task(_) => "task",
         }
@@ -328,9 +333,11 @@ impl Failure {
                 LayoutError::TooLong { .. } | LayoutError::Damaged { .. } => ErrorClass::PeerFault,
                 LayoutError::Io { .. } => ErrorClass::Local,
             },
-            Failure::File { .. } | Failure::Credentials(_) | Failure::OutOfBounds { .. } | Failure::Task(_) => {
-                ErrorClass::Local
-            }
+            Failure::File { .. }
+            | Failure::Hosts(_)
+            | Failure::Tls(_)
+            | Failure::OutOfBounds { .. }
+            | Failure::Task(_) => ErrorClass::Local,
         }
     }
 
@@ -367,7 +374,7 @@ impl Failure {
             Failure::PlatformMissing { .. } => "choose one of these with --platform".to_owned(),
             Failure::File { .. } => "check the disk and the permissions".to_owned(),
             Failure::OutOfBounds { .. } | Failure::Task(_) => "this is a defect of hermes, please report it".to_owned(),
-            Failure::Layout(_) | Failure::Credentials(_) => return None,
+            Failure::Layout(_) | Failure::Hosts(_) | Failure::Tls(_) => return None,
         };
         Some(text)
     }

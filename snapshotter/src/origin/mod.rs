@@ -14,8 +14,9 @@
 
 mod body;
 mod counters;
-mod credentials;
+mod endpoint;
 mod error;
+mod hosts;
 mod layout;
 mod redirects;
 mod registry;
@@ -24,9 +25,11 @@ mod retry_after;
 mod source;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod token;
 mod transport;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,18 +43,21 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 pub use counters::OriginCounters;
-pub use credentials::CredentialsError;
 pub use error::{ErrorClass, Failure, OriginError, Phase};
+pub use hosts::HostsError;
 pub use layout::LayoutOrigin;
 pub use registry::RegistryOrigin;
 pub use resolve::{LayerDescriptor, ResolvedImage};
 pub use source::{ImageSource, LayoutSelector, ParseSourceError};
+pub use tls::{ClientCertificate, TlsError, TlsSettings};
 
 use body::Wanted;
 use counters::Meters;
 use error::Subject;
 use registry::Document;
-use transport::Transport;
+use tls::Transports;
+
+use crate::credentials::{Credentials, CredentialsConfig};
 
 /// A layer's bytes as they come: pieces of any size, none empty, together exactly what was asked for. After an error
 /// nothing more comes.
@@ -77,13 +83,20 @@ impl Default for Timeouts {
     }
 }
 
+/// Where containerd 1.7 and later look for `hosts.toml` unless told otherwise, and where its documentation puts them.
+pub const HOSTS_DIR: &str = "/etc/containerd/certs.d";
+
 /// How sources are talked to.
 #[derive(Debug, Clone)]
 pub struct OriginConfig {
     /// Hosts, with or without port, that are talked to in clear. This machine always is.
     pub plain_http_hosts: Vec<String>,
-    /// The file with docker's logins; `None` for the usual one (`DOCKER_CONFIG`, or `.docker` of the home directory).
-    pub docker_config: Option<PathBuf>,
+    /// Where logins are looked for.
+    pub credentials: CredentialsConfig,
+    /// The folder with containerd's `hosts.toml` files; `None` for none.
+    pub hosts_dir: Option<PathBuf>,
+    /// Certificates by host (with port, as in references), beside those that `hosts.toml` names.
+    pub tls: BTreeMap<String, TlsSettings>,
     /// The longest that single steps may take.
     pub timeouts: Timeouts,
     /// Bytes that are thrown away at most to get to a range when the server sends the whole layer instead.
@@ -96,7 +109,9 @@ impl Default for OriginConfig {
     fn default() -> Self {
         Self {
             plain_http_hosts: Vec::new(),
-            docker_config: None,
+            credentials: CredentialsConfig::default(),
+            hosts_dir: Some(PathBuf::from(HOSTS_DIR)),
+            tls: BTreeMap::new(),
             timeouts: Timeouts::default(),
             // Half a second at 1 Gbit/s: dearer than that, and another source or the ordinary pull is better.
             max_skip_bytes: 64 << 20,
@@ -116,7 +131,8 @@ pub struct SetupError(#[source] reqwest::Error);
 /// Opens images. One per process: it owns the connections. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct OriginClient {
-    transport: Transport,
+    transports: Transports,
+    credentials: Credentials,
     config: Arc<OriginConfig>,
     meters: Arc<Meters>,
 }
@@ -127,9 +143,23 @@ impl OriginClient {
     /// # Errors
     /// When the system's certificates cannot be loaded.
     pub fn new(config: OriginConfig) -> Result<Self, SetupError> {
-        let meters = Arc::new(Meters::default());
-        let transport = Transport::new(&config, Arc::clone(&meters))?;
-        Ok(Self { transport, config: Arc::new(config), meters })
+        let (meters, config) = (Arc::new(Meters::default()), Arc::new(config));
+        let transports = Transports::new(Arc::clone(&config), Arc::clone(&meters))?;
+        let credentials = Credentials::new(config.credentials.clone());
+        Ok(Self { transports, credentials, config, meters })
+    }
+
+    /// The same client, which talks to `host` in clear too. It shares everything with this one.
+    #[must_use]
+    pub fn with_plain_http(&self, host: &str) -> Self {
+        let mut config = (*self.config).clone();
+        config.plain_http_hosts.push(host.to_owned());
+        Self { config: Arc::new(config), ..self.clone() }
+    }
+
+    /// Who this node says it is.
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
     }
 
     /// The image at `source`. For a registry this sends nothing yet. Cancel safe.
@@ -139,13 +169,57 @@ impl OriginClient {
     pub async fn open(&self, source: &ImageSource) -> Result<Origin, OriginError> {
         match source {
             ImageSource::Registry(reference) => {
-                RegistryOrigin::new(self.transport.clone(), reference.clone(), &self.config).map(Origin::Registry)
+                let hosts = self.hosts(reference.registry(), &source.to_string()).await?;
+                let with = (&self.transports, &self.credentials);
+                RegistryOrigin::new(with, reference.clone(), hosts, &self.config).map(Origin::Registry)
             }
             ImageSource::Layout { path, selector } => {
                 let (image, meters) = (source.to_string(), Arc::clone(&self.meters));
                 LayoutOrigin::open(path.clone(), selector.clone(), &image, meters).await.map(Origin::Layout)
             }
         }
+    }
+
+    /// The hosts that stand for `registry`.
+    async fn hosts(&self, registry: &str, image: &str) -> Result<Vec<hosts::Host>, OriginError> {
+        let (folder, name) = (self.config.hosts_dir.clone().unwrap_or_default(), registry.to_owned());
+        let loading = tokio::task::spawn_blocking(move || hosts::load(&folder, &name)).await;
+        let subject = Subject { image: image.into(), layer: None, source: registry.into() };
+        let hosts = loading.map_err(|error| subject.error(Failure::Task(error)))?;
+        hosts.map_err(|error| subject.error(Failure::Hosts(error)))
+    }
+
+    /// Resolves `image`, a registry reference or `oci:PATH[:TAG]`, for `platform` (this machine's when absent).
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// When a text is malformed, or the image cannot be had.
+    pub async fn find_image(
+        &self,
+        image: &str,
+        platform: Option<&str>,
+        plain_http: bool,
+    ) -> Result<(Arc<Origin>, ResolvedImage), FindImageError> {
+        let platform = wanted_platform(platform)?;
+        let origin = self.open_image(image, plain_http).await?;
+        let resolved = origin.resolve(&platform, Instant::now() + RESOLVE_TIMEOUT).await?;
+        Ok((origin, resolved))
+    }
+
+    /// The source of `image`, which is not asked for anything yet unless it is a layout. Cancel safe.
+    ///
+    /// # Errors
+    /// When the text is malformed, or the layout cannot be read.
+    pub async fn open_image(&self, image: &str, plain_http: bool) -> Result<Arc<Origin>, FindImageError> {
+        let source: ImageSource = image.parse()?;
+        let origin = match &source {
+            ImageSource::Registry(reference) if plain_http => {
+                self.with_plain_http(reference.registry()).open(&source).await?
+            }
+            _ => self.open(&source).await?,
+        };
+        Ok(Arc::new(origin))
     }
 
     /// What was asked for and came, over all images.
@@ -205,6 +279,15 @@ impl Origin {
     /// the index builder does that.
     pub fn read_all(&self, layer: &LayerDescriptor, deadline: Instant) -> ByteStream {
         self.read(layer, 0..layer.len_bytes, deadline)
+    }
+
+    /// The bytes that came of `layer` are not the ones that were indexed. Whether reading again asks another host: `true`
+    /// when they were a mirror's.
+    pub fn distrust(&self, layer: &LayerDescriptor) -> bool {
+        match self {
+            Origin::Registry(origin) => origin.distrust(layer),
+            Origin::Layout(_) => false,
+        }
     }
 
     /// The host (with port) or folder that is asked.
@@ -267,7 +350,7 @@ pub enum FindImageError {
 /// How long resolving an image may take: a token, an index, a manifest and a configuration.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Resolves `image`, a registry reference or `oci:PATH[:TAG]`, for `platform` (this machine's when absent).
+/// [`OriginClient::find_image`] with a client of its own and the usual settings, for commands that ask once.
 ///
 /// Cancel safe.
 ///
@@ -278,23 +361,7 @@ pub async fn find_image(
     platform: Option<&str>,
     plain_http: bool,
 ) -> Result<(Arc<Origin>, ResolvedImage), FindImageError> {
-    let platform = wanted_platform(platform)?;
-    let origin = open_image(image, plain_http).await?;
-    let resolved = origin.resolve(&platform, Instant::now() + RESOLVE_TIMEOUT).await?;
-    Ok((origin, resolved))
-}
-
-/// The source of `image`, which is not asked for anything yet unless it is a layout. Cancel safe.
-///
-/// # Errors
-/// When the text is malformed, or the layout cannot be read.
-pub async fn open_image(image: &str, plain_http: bool) -> Result<Arc<Origin>, FindImageError> {
-    let source: ImageSource = image.parse()?;
-    let mut config = OriginConfig::default();
-    if let (true, ImageSource::Registry(reference)) = (plain_http, &source) {
-        config.plain_http_hosts.push(reference.registry().to_owned());
-    }
-    Ok(Arc::new(OriginClient::new(config)?.open(&source).await?))
+    OriginClient::new(OriginConfig::default())?.find_image(image, platform, plain_http).await
 }
 
 /// The platform that a person asks for: this machine's when absent.

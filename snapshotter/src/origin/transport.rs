@@ -9,14 +9,14 @@ use std::time::{Duration, SystemTime};
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_RANGE, HeaderMap};
 use http::{Method, StatusCode};
-use reqwest::{Client, Request, Response, Url};
+use reqwest::{Client, ClientBuilder, Request, Response, Url};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
 use super::counters::Meters;
 use super::error::{Failure, Phase};
 use super::retry_after::retry_after;
-use super::{OriginConfig, SetupError, Timeouts};
+use super::{OriginConfig, Timeouts};
 
 /// Bytes of a failed answer's body that are looked at for its message.
 const MAX_MESSAGE_BYTES: u64 = 16 << 10;
@@ -42,7 +42,12 @@ pub(super) struct Transport {
 }
 
 impl Transport {
-    pub(super) fn new(config: &OriginConfig, meters: Arc<Meters>) -> Result<Self, SetupError> {
+    /// `special` is applied to each client while it is built.
+    pub(super) fn new<E: From<reqwest::Error>>(
+        config: &OriginConfig,
+        meters: Arc<Meters>,
+        special: impl Fn(ClientBuilder) -> Result<ClientBuilder, E>,
+    ) -> Result<Self, E> {
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             // An error means that another thread was quicker, which serves as well.
             let _ = rustls::crypto::ring::default_provider().install_default();
@@ -55,8 +60,8 @@ impl Transport {
                 .tcp_nodelay(true)
                 .user_agent(USER_AGENT)
         };
-        let outward = builder().build().map_err(SetupError)?;
-        let loopback = builder().no_proxy().build().map_err(SetupError)?;
+        let outward = special(builder())?.build()?;
+        let loopback = special(builder())?.no_proxy().build()?;
         Ok(Self { outward, loopback, timeouts: config.timeouts, meters })
     }
 
@@ -152,6 +157,7 @@ impl Transport {
     /// What an answer that is no success means. `login` describes who asked.
     pub(super) async fn refusal(&self, mut response: Response, login: &str, deadline: Instant) -> Failure {
         let status = response.status();
+        self.meters.refusal(status);
         let rest = retry_after(response.headers(), SystemTime::now());
         let patience = deadline.min(Instant::now() + MESSAGE_TIMEOUT);
         // The body only explains; without it the status says enough.

@@ -7,7 +7,7 @@ use http::header::WWW_AUTHENTICATE;
 use tokio::time::Instant;
 
 use super::harness::{Fault, MakeFault, Rig, amd64, assert_complete, collect, ramp, soon};
-use crate::origin::{ErrorClass, OriginError, ResolvedImage, Timeouts};
+use crate::origin::{ErrorClass, OriginClient, OriginError, ResolvedImage, Timeouts};
 
 fn login() -> Login {
     Login { user: "ann".to_owned(), password: "s3cret".to_owned() }
@@ -207,10 +207,66 @@ async fn challenges_that_cannot_be_met_are_refused() {
 }
 
 #[tokio::test]
-async fn broken_logins_are_a_local_matter() {
+async fn a_provider_that_fails_is_named_and_does_not_stop_the_next() {
+    // Without a login the image may be had all the same.
+    let open = Rig::new(token(None)).await;
+    std::fs::write(open.logins(), "{").expect("written");
+    resolve(&open).await.unwrap_or_else(|error| panic!("{error}"));
+    // Else the error says why there was none.
+    let closed = Rig::new(token(Some(login()))).await;
+    std::fs::write(closed.logins(), "{").expect("written");
+    let error = resolve(&closed).await.expect_err("a broken file");
+    assert_eq!((error.class(), error.kind()), (ErrorClass::Denied, "denied"));
+    assert_complete(&error, &closed.image(), None, &closed.server.address.to_string());
+    let text = error.to_string();
+    assert!(text.contains("malformed") && text.contains(&closed.logins().display().to_string()), "{text}");
+}
+
+#[tokio::test]
+async fn the_next_login_is_tried_when_one_is_refused() {
+    for auth in [token(Some(login())), Auth::Basic(login())] {
+        let rig = Rig::new(auth.clone()).await;
+        let secrets = rig.folder.path().join("secrets");
+        std::fs::create_dir(&secrets).expect("made");
+        let document = format!(r#"{{"auths":{{"{}":{WRONG}}}}}"#, rig.server.address);
+        std::fs::write(secrets.join("team"), document).expect("written");
+        rig.store_login(RIGHT);
+        let mut config = rig.config(Timeouts::default());
+        config.credentials.pull_secret_folders.push(secrets);
+        let origin = OriginClient::new(config).expect("a client").open(&rig.source()).await.expect("an origin");
+        origin.resolve(&amd64(), soon()).await.unwrap_or_else(|error| panic!("{auth:?}: {error}"));
+        // From now on the right one is used at once.
+        rig.server.seen();
+        let image = origin.resolve(&amd64(), soon()).await.unwrap_or_else(|error| panic!("{auth:?}: {error}"));
+        assert_eq!(rig.server.seen().len(), 3, "index, manifest, configuration");
+        assert_eq!(image.manifest_digest, rig.manifest);
+    }
+}
+
+#[tokio::test]
+async fn an_authorization_is_used_until_its_end_when_it_cannot_be_renewed_early() {
+    // Tokens are renewed a fifth of their life before they end: at once here, by the second one's time.
     let rig = Rig::new(token(None)).await;
-    std::fs::write(rig.logins(), "{").expect("written");
-    let error = resolve(&rig).await.expect_err("a broken file");
-    assert_eq!((error.class(), error.kind()), (ErrorClass::Local, "credentials"));
-    assert_complete(&error, &rig.image(), None, &rig.server.address.to_string());
+    let mut tokens = 0;
+    rig.server.plan(move |seen| match (seen.path.starts_with("/token"), seen.authorization.as_deref()) {
+        (true, _) => {
+            tokens += 1;
+            match tokens {
+                1 => Fault::Answer(http::StatusCode::OK, Vec::new(), r#"{"token":"a","expires_in":2}"#.to_owned()),
+                _ => Fault::status(503),
+            }
+        }
+        (false, Some("Bearer a")) => Fault::status(404),
+        _ => Fault::Pass,
+    });
+    let origin = rig.client(Timeouts::default()).open(&rig.source()).await.expect("an origin");
+    let kind = async || origin.resolve(&amd64(), soon()).await.expect_err("the plan says so").kind();
+    assert_eq!(kind().await, "not_found");
+    let begun = Instant::now();
+    // Past the time to renew, before the end: the old one is still sent.
+    while rig.server.seen().iter().all(|seen| !seen.path.starts_with("/token")) {
+        assert!(begun.elapsed() < Duration::from_secs(30), "never renewed");
+        let kind = kind().await;
+        assert!(kind == "not_found" || begun.elapsed() >= Duration::from_secs(2), "{kind}");
+    }
 }

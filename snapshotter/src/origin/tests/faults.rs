@@ -142,11 +142,7 @@ async fn servers_without_ranges_are_read_within_a_bound() {
         let part = read_against(&rig, Timeouts::default(), fault).await.unwrap_or_else(|error| panic!("{error}"));
         assert!(part == ramp()[1000..5000], "the range is cut out of the whole");
     }
-    let config = crate::origin::OriginConfig {
-        docker_config: Some(rig.logins()),
-        max_skip_bytes: 999,
-        ..crate::origin::OriginConfig::default()
-    };
+    let config = crate::origin::OriginConfig { max_skip_bytes: 999, ..rig.config(Timeouts::default()) };
     let (_, _, layer) = rig.opened(Timeouts::default()).await;
     let client = crate::origin::OriginClient::new(config).expect("a client");
     let origin = client.open(&rig.source()).await.expect("an origin");

@@ -22,6 +22,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::credentials::CredentialsConfig;
 use crate::origin::{
     ByteStream, ImageSource, LayerDescriptor, Origin, OriginClient, OriginConfig, OriginError, Timeouts,
 };
@@ -285,9 +286,13 @@ impl Rig {
         std::fs::write(self.logins(), text).expect("written");
     }
 
+    pub(super) fn config(&self, timeouts: Timeouts) -> OriginConfig {
+        let credentials = CredentialsConfig { docker_config: Some(self.logins()), ..CredentialsConfig::default() };
+        OriginConfig { credentials, timeouts, hosts_dir: None, ..OriginConfig::default() }
+    }
+
     pub(super) fn client(&self, timeouts: Timeouts) -> OriginClient {
-        let docker_config = Some(self.logins());
-        OriginClient::new(OriginConfig { docker_config, timeouts, ..OriginConfig::default() }).expect("a client")
+        OriginClient::new(self.config(timeouts)).expect("a client")
     }
 
     /// A client, the image through it, and the image's layer.

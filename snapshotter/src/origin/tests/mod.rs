@@ -4,5 +4,6 @@
 mod auth;
 mod faults;
 mod harness;
+mod mirrors;
 mod read;
 mod resolve;

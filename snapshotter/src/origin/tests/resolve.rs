@@ -9,12 +9,15 @@ use http::header::HeaderName;
 use serde_json::{Value, json};
 
 use super::harness::{Fault, Rig, amd64, assert_complete, soon};
+use crate::credentials::CredentialsConfig;
 use crate::origin::{ErrorClass, ImageSource, OriginClient, OriginConfig, OriginError, ResolvedImage, Timeouts};
 
 async fn resolve(source: &str, platform: &Platform) -> Result<ResolvedImage, OriginError> {
     let source: ImageSource = source.parse().expect("a source");
     let docker_config = Some("/nonexistent/config.json".into());
-    let client = OriginClient::new(OriginConfig { docker_config, ..OriginConfig::default() }).expect("a client");
+    let credentials = CredentialsConfig { docker_config, ..CredentialsConfig::default() };
+    let config = OriginConfig { credentials, hosts_dir: None, ..OriginConfig::default() };
+    let client = OriginClient::new(config).expect("a client");
     client.open(&source).await?.resolve(platform, soon()).await
 }
 

@@ -1,0 +1,253 @@
+//! What is recorded where it happens: relaxed atomics, nothing else.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hermes_policy::class::ErrorClass;
+
+use super::{Values, WAIT_BOUNDS_SECONDS};
+use crate::status::Way;
+
+/// A closed list of label values, with the place of each in an array of counters.
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $label:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)*
+        }
+
+        impl $name {
+            /// The label's values, in order.
+            pub const NAMES: [&str; [$($label),*].len()] = [$($label),*];
+
+            /// The label's value.
+            pub const fn name(self) -> &'static str {
+                Self::NAMES[self as usize]
+            }
+        }
+    };
+}
+
+labels! {
+    /// Where the chunks that a read waited for came from.
+    ArrivedFrom {
+        /// Another layer on this node.
+        Local = "local",
+        /// Peers.
+        Peer = "peer",
+        /// A registry.
+        Registry = "registry",
+        /// More than one of these.
+        Mixed = "mixed",
+    }
+}
+
+impl ArrivedFrom {
+    /// The values without the mixed one: a byte comes from one place.
+    pub const BYTE_SOURCES: [&str; 3] = ["local", "peer", "registry"];
+}
+
+labels! {
+    /// Why a read ended with EIO.
+    ReadFailure {
+        /// No source answered in time.
+        Deadline = "deadline",
+        /// Every source refused for good.
+        Refused = "refused",
+        /// Too many reads waited.
+        Overload = "overload",
+        /// The image was unmounted, or the node ended.
+        Closed = "closed",
+        /// The store could not be read.
+        Store = "store",
+        /// Chunks were evicted faster than they could be read.
+        Thrashing = "thrashing",
+        /// The tree's image is damaged.
+        Tree = "tree",
+    }
+}
+
+labels! {
+    /// How an image is shown to containerd, and why not lazily.
+    Decision {
+        /// Lazily.
+        Lazy = "lazy",
+        /// Plain: nobody has an index.
+        NoIndex = "no_index",
+        /// Plain: the index is not signed, or by nobody who is trusted.
+        Unsigned = "unsigned",
+        /// Plain: the index is for another manifest or other layers.
+        OtherImage = "other_image",
+        /// Plain: the index cannot be read.
+        Corrupt = "corrupt",
+        /// Plain: there is no index for this platform.
+        Platform = "platform",
+        /// Plain: the registry refuses the credentials.
+        Denied = "denied",
+        /// Plain: the registry does not answer.
+        Unreachable = "unreachable",
+        /// Plain: the registry does not serve ranges.
+        NoRanges = "no_ranges",
+        /// Plain: the image is smaller than is worth it.
+        Small = "small",
+        /// Plain: this kernel can show no tree.
+        NoWay = "no_way",
+        /// Plain: it was switched off.
+        Disabled = "disabled",
+        /// Plain: deciding failed or took too long.
+        Failed = "failed",
+    }
+}
+
+/// Counters with one for each label value.
+type Counters<const N: usize> = [AtomicU64; N];
+
+const fn zeros<const N: usize>() -> Counters<N> {
+    [const { AtomicU64::new(0) }; N]
+}
+
+const SOURCES: usize = ArrivedFrom::NAMES.len();
+const BUCKETS: usize = WAIT_BOUNDS_SECONDS.len() + 1;
+const CLASSES: usize = 5;
+const WAYS: usize = 3;
+
+/// The counters.
+#[derive(Debug)]
+pub struct Recorded {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    bytes: Counters<SOURCES>,
+    wire_bytes: AtomicU64,
+    waits: [Counters<BUCKETS>; SOURCES],
+    wait_micros: Counters<SOURCES>,
+    ask_failures: Counters<CLASSES>,
+    read_failures: Counters<{ ReadFailure::NAMES.len() }>,
+    mounts: Counters<WAYS>,
+    decisions: Counters<{ Decision::NAMES.len() }>,
+    bans: AtomicU64,
+}
+
+/// The counters of this process, which is one node.
+pub static RECORDED: Recorded = Recorded::new();
+
+impl Default for Recorded {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Ordering::Relaxed);
+}
+
+fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+impl Recorded {
+    /// All zero.
+    pub const fn new() -> Self {
+        Self {
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            bytes: zeros(),
+            wire_bytes: AtomicU64::new(0),
+            waits: [const { zeros() }; SOURCES],
+            wait_micros: zeros(),
+            ask_failures: zeros(),
+            read_failures: zeros(),
+            mounts: zeros(),
+            decisions: zeros(),
+            bans: AtomicU64::new(0),
+        }
+    }
+
+    /// A read of the kernel was answered at once.
+    pub fn hit(&self) {
+        add(&self.hits, 1);
+    }
+
+    /// A read of the kernel has to wait.
+    pub fn missed(&self) {
+        add(&self.misses, 1);
+    }
+
+    /// So many bytes of chunks came.
+    pub fn arrived(&self, from: ArrivedFrom, bytes: u64) {
+        add(&self.bytes[from as usize], bytes);
+    }
+
+    /// So many bytes of a layer came from a registry, as it sent them.
+    pub fn received(&self, bytes: u64) {
+        add(&self.wire_bytes, bytes);
+    }
+
+    /// A read on demand has waited for its chunks.
+    pub fn waited(&self, from: ArrivedFrom, wait: Duration) {
+        let seconds = wait.as_secs_f64();
+        let bucket = WAIT_BOUNDS_SECONDS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS - 1);
+        add(&self.waits[from as usize][bucket], 1);
+        add(&self.wait_micros[from as usize], u64::try_from(wait.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// A request for chunks failed.
+    pub fn ask_failed(&self, class: ErrorClass) {
+        let at = match class {
+            ErrorClass::Transient => 0,
+            ErrorClass::PeerFault => 1,
+            ErrorClass::NotFound => 2,
+            ErrorClass::Denied => 3,
+            ErrorClass::Local => 4,
+        };
+        add(&self.ask_failures[at], 1);
+    }
+
+    /// A read ended with EIO.
+    pub fn read_failed(&self, reason: ReadFailure) {
+        add(&self.read_failures[reason as usize], 1);
+    }
+
+    /// An image was mounted.
+    pub fn mounted(&self, way: Way) {
+        add(&self.mounts[way as usize], 1);
+    }
+
+    /// An image that containerd prepares is to be shown lazily, or plainly.
+    pub fn decided(&self, decision: Decision) {
+        add(&self.decisions[decision as usize], 1);
+    }
+
+    /// A peer was banned.
+    pub fn banned(&self) {
+        add(&self.bans, 1);
+    }
+
+    /// Counts by bucket, and the sum in seconds, of the waits for one source.
+    pub(super) fn waits(&self, source: &str) -> ([u64; BUCKETS], f64) {
+        let at = ArrivedFrom::NAMES.iter().position(|name| *name == source).unwrap_or(0);
+        (self.waits[at].each_ref().map(get), get(&self.wait_micros[at]) as f64 / 1e6)
+    }
+
+    /// Sets everything that is recorded here but the histogram.
+    pub fn fill(&self, values: &mut Values) {
+        values.set("hermes_fuse_reads_total", "hit", get(&self.hits));
+        values.set("hermes_fuse_reads_total", "miss", get(&self.misses));
+        values.set("hermes_registry_wire_bytes_total", "", get(&self.wire_bytes));
+        values.set("hermes_peer_bans_total", "", get(&self.bans));
+        let ways = [Way::ErofsFiles, Way::ErofsFuse, Way::FuseTree].map(Way::name);
+        let classes = ["transient", "peer_fault", "not_found", "denied", "local"];
+        let lists: [(&'static str, &[&'static str], &[AtomicU64]); 5] = [
+            ("hermes_chunk_bytes_total", &ArrivedFrom::BYTE_SOURCES, &self.bytes),
+            ("hermes_ask_failures_total", &classes, &self.ask_failures),
+            ("hermes_read_failures_total", &ReadFailure::NAMES, &self.read_failures),
+            ("hermes_mounts_total", &ways, &self.mounts),
+            ("hermes_lazy_decisions_total", &Decision::NAMES, &self.decisions),
+        ];
+        for (metric, labels, counters) in lists {
+            for (label, counter) in labels.iter().zip(counters) {
+                values.set(metric, label, get(counter));
+            }
+        }
+    }
+}

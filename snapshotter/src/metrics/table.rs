@@ -1,0 +1,102 @@
+//! The table.
+
+use crate::credentials::Provider;
+
+use super::recorded::{ArrivedFrom, Decision, ReadFailure};
+
+/// What a metric does over time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts by size.
+    Histogram,
+}
+
+impl Kind {
+    /// As Prometheus calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// One metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// With the prefix of all of them, and the unit at its end.
+    pub name: &'static str,
+    /// What it does.
+    pub kind: Kind,
+    /// What is counted.
+    pub unit: &'static str,
+    /// The label and all its values, if it has one.
+    pub label: Option<(&'static str, &'static [&'static str])>,
+    /// What it means, in one sentence without an end.
+    pub help: &'static str,
+}
+
+/// The metric whose label is this build's version.
+pub(super) const BUILD_INFO: &str = "hermes_build_info";
+
+const fn metric(
+    name: &'static str,
+    kind: Kind,
+    unit: &'static str,
+    label: Option<(&'static str, &'static [&'static str])>,
+    help: &'static str,
+) -> Metric {
+    Metric { name, kind, unit, label, help }
+}
+
+const PROVIDERS: &[&str] = &[
+    Provider::PullSecret.name(),
+    Provider::KubeletPlugin.name(),
+    Provider::DockerHelper.name(),
+    Provider::DockerConfig.name(),
+];
+
+use Kind::{Counter, Gauge, Histogram};
+
+/// Every metric of a node.
+#[rustfmt::skip]
+pub const METRICS: &[Metric] = &[
+    metric(BUILD_INFO, Gauge, "1", None, "Always 1; its label `version` says which build runs"),
+    metric("hermes_start_time_seconds", Gauge, "seconds", None, "When this daemon started, since 1970; a change is a restart"),
+    metric("hermes_starts_total", Counter, "starts", None, "Starts of a daemon with this state folder, this one included; kept across restarts"),
+    metric("hermes_memory_bytes", Gauge, "bytes", None, "Resident memory of the daemon"),
+    metric("hermes_fuse_reads_total", Counter, "requests", Some(("result", &["hit", "miss"])), "Read requests of the kernel, by whether all their bytes were on this node"),
+    metric("hermes_chunk_bytes_total", Counter, "bytes", Some(("source", &ArrivedFrom::BYTE_SOURCES)), "Uncompressed bytes of chunks that came, by where from"),
+    metric("hermes_registry_wire_bytes_total", Counter, "bytes", None, "Bytes of layers as registries sent them, compressed"),
+    metric("hermes_reads_waiting", Gauge, "reads", Some(("class", &["demand", "prefetch"])), "Reads that wait for chunks now"),
+    metric("hermes_demand_wait_seconds", Histogram, "seconds", Some(("source", &ArrivedFrom::NAMES)), "How long reads on demand waited for missing chunks, by where these came from"),
+    metric("hermes_asks_running", Gauge, "requests", Some(("source", &ArrivedFrom::BYTE_SOURCES)), "Requests for chunks under way, by who is asked"),
+    metric("hermes_ask_failures_total", Counter, "requests", Some(("class", &["transient", "peer_fault", "not_found", "denied", "local"])), "Requests for chunks that failed, by class; reads go on with another source"),
+    metric("hermes_read_failures_total", Counter, "reads", Some(("reason", &ReadFailure::NAMES)), "Reads that ended with EIO, by reason"),
+    metric("hermes_registry_requests_total", Counter, "requests", None, "Requests to registries, their mirrors, storage and token services"),
+    metric("hermes_registry_received_bytes_total", Counter, "bytes", None, "Bytes of all bodies that these sent, documents and what was thrown away included"),
+    metric("hermes_registry_retries_total", Counter, "requests", None, "Requests sent again because a kept connection was dead"),
+    metric("hermes_registry_redirects_total", Counter, "redirects", None, "Redirects followed"),
+    metric("hermes_registry_token_requests_total", Counter, "requests", None, "Requests to token services"),
+    metric("hermes_registry_refusals_total", Counter, "answers", Some(("reason", &["denied", "not_found", "throttled", "other"])), "Answers that were no success, after renewed credentials"),
+    metric("hermes_mirror_failures_total", Counter, "requests", None, "Times that a mirror could not help and the next host was asked"),
+    metric("hermes_credentials_requests_total", Counter, "lookups", Some(("provider", PROVIDERS)), "Times that a provider of credentials was asked: files read, programs run"),
+    metric("hermes_credentials_failures_total", Counter, "lookups", Some(("provider", PROVIDERS)), "Times that a provider of credentials failed"),
+    metric("hermes_images_mounted", Gauge, "images", Some(("way", &["erofs-files", "erofs-fuse", "fuse-tree"])), "Images that are shown now, by way"),
+    metric("hermes_mounts_total", Counter, "mounts", Some(("way", &["erofs-files", "erofs-fuse", "fuse-tree"])), "Mounts made, by way"),
+    metric("hermes_lazy_decisions_total", Counter, "images", Some(("reason", &Decision::NAMES)), "Decisions for images that containerd prepares: lazy, or plain with the reason"),
+    metric("hermes_store_bytes", Gauge, "bytes", None, "Bytes of chunks at rest"),
+    metric("hermes_store_budget_bytes", Gauge, "bytes", None, "The store's budget; 0 for none"),
+    metric("hermes_store_evicted_bytes_total", Counter, "bytes", None, "Bytes evicted to keep the budget"),
+    metric("hermes_store_evicted_chunks_total", Counter, "chunks", None, "Chunks evicted to keep the budget"),
+    metric("hermes_store_full_chunks_total", Counter, "chunks", None, "Chunks that found no room and were read uncached"),
+    metric("hermes_store_damaged_chunks_total", Counter, "chunks", None, "Chunks whose bytes were gone when they were read, and that were fetched again"),
+    metric("hermes_peers_connected", Gauge, "peers", None, "Peers that are connected"),
+    metric("hermes_peers_banned", Gauge, "peers", None, "Peers that are refused for now because they sent wrong bytes"),
+    metric("hermes_peer_bans_total", Counter, "bans", None, "Times that a peer was banned"),
+];
