@@ -11,6 +11,7 @@ use thiserror::Error;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 
+use crate::mounts::users::TreeUse;
 use crate::status::{NodeStatus, WaitingRead, Way};
 
 /// Longest line either way, in bytes: the status of a thousand mounted images.
@@ -40,6 +41,11 @@ pub enum Request {
     LogLevel {
         /// A level, or a filter in the syntax of `HERMES_LOG`.
         filter: String,
+    },
+    /// Tell which trees are in use.
+    Drain {
+        /// Unmount those that are not.
+        unmount: bool,
     },
     /// Unmount everything and end.
     Shutdown,
@@ -99,6 +105,11 @@ pub enum Answer {
     Waiting {
         /// The longest first; a thousand of them at most.
         reads: Vec<WaitingRead>,
+    },
+    /// Which trees are in use; those that were not may be unmounted.
+    Drained {
+        /// Each use.
+        in_use: Vec<TreeUse>,
     },
     /// It failed.
     Failed(Failure),

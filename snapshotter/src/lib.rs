@@ -5,17 +5,19 @@
 //!
 //! Data flows: [`origin`] resolves an image -> [`artifacts`] finds its index -> [`node`] makes the tree and mounts it
 //! ([`mounts`]) -> [`fs`] answers the kernel -> [`fetch`] brings what is missing. [`control`] is how commands talk to
-//! the daemon, [`status`] what they learn.
+//! the daemon, [`status`] what they learn. [`install`] makes a host use the node, [`doctor`] says what is wrong with one.
 
 pub mod artifacts;
 pub mod config;
 pub mod content;
 pub mod control;
 pub mod credentials;
+pub mod doctor;
 pub mod fetch;
 pub mod fs;
 pub mod index_folder;
 pub mod indexing;
+pub mod install;
 pub mod metrics;
 pub mod mounts;
 pub mod node;

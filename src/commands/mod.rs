@@ -3,10 +3,12 @@
 mod bench;
 mod child;
 mod demo;
+mod doctor;
 mod index;
 mod mount;
 mod node;
 mod registry;
+mod setup;
 mod status;
 
 use std::path::PathBuf;
@@ -29,6 +31,11 @@ impl Cli {
     pub(crate) fn verbosity(&self) -> u8 {
         self.verbose
     }
+
+    /// Whether it runs the node's daemon.
+    pub(crate) fn is_daemon(&self) -> bool {
+        matches!(&self.command, Command::Node(args) if args.setup.is_none())
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -48,8 +55,10 @@ enum Command {
     Status(status::StatusArgs),
     /// Change what the node's daemon logs, while it runs.
     LogLevel(status::LogLevelArgs),
-    /// Run the node's daemon in the foreground. `hermes mount` starts one by itself.
-    Node(node::NodeArgs),
+    /// Say what is wrong with this node, and what to do about it.
+    Doctor(doctor::DoctorArgs),
+    /// Run the node's daemon in the foreground, or set this host up for it. `hermes mount` starts one by itself.
+    Node(Box<node::NodeArgs>),
     /// Serve images from a folder, for tests, demonstrations and air-gapped nodes.
     #[command(subcommand)]
     Registry(registry::RegistryCommand),
@@ -95,7 +104,11 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Complete(args) => mount::complete(args).await,
             Command::Status(args) => status::run(args).await,
             Command::LogLevel(args) => status::log_level(args).await,
-            Command::Node(args) => node::run(args).await,
+            Command::Doctor(args) => doctor::run(args).await,
+            Command::Node(mut args) => match args.setup.take() {
+                Some(command) => setup::run(command).await,
+                None => node::run(*args).await,
+            },
             Command::Registry(command) => registry::run(command).await,
             Command::Bench(command) => bench::run(command).await,
         }

@@ -1,4 +1,4 @@
-//! `hermes node`.
+//! `hermes node`: the daemon. What sets a host up for it is in [`super::setup`].
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,11 +13,15 @@ use hermes_snapshotter::status::Way;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::StateArgs;
+use super::setup::SetupCommand;
 use crate::output::failure;
 
 /// Arguments of `hermes node`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct NodeArgs {
+    #[command(subcommand)]
+    pub(crate) setup: Option<SetupCommand>,
     #[command(flatten)]
     state: StateArgs,
     /// Where peers reach this node, as host:port or a multiaddress.

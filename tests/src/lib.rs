@@ -13,6 +13,7 @@
 pub mod command;
 pub mod compare;
 pub mod compress;
+pub mod containerds;
 pub mod daemon;
 pub mod faulty;
 pub mod fsck;

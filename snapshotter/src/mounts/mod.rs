@@ -1,11 +1,12 @@
 //! Kernel mounts: making them, probing for them, undoing them.
 //!
 //! [`erofs`] mounts a tree over layer files, [`loops`] lends loop devices to kernels that mount EROFS from block devices
-//! only, [`probe`] finds out what this kernel can do by doing it. A [`Mounted`] undoes its mount when it is dropped.
+//! only, [`probe`] finds out what this kernel can do by doing it, [`users`] who reads from trees. A [`Mounted`] undoes its mount when it is dropped.
 
 pub mod erofs;
 pub mod loops;
 pub mod probe;
+pub mod users;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -108,6 +109,16 @@ pub fn is_mount_point(path: &Path) -> io::Result<bool> {
     let wanted = path.canonicalize()?;
     let list = std::fs::read_to_string("/proc/self/mountinfo")?;
     Ok(list.lines().filter_map(|line| line.split(' ').nth(4)).any(|point| unescape(point) == wanted))
+}
+
+/// The mount points at and below `dir`, in the order in which they were mounted.
+///
+/// # Errors
+/// When the kernel's list cannot be read.
+pub fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let list = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let points = list.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
+    Ok(points.filter(|point| point.starts_with(dir)).collect())
 }
 
 /// The kernel writes space, tab, newline and backslash of mount points in octal.

@@ -6,6 +6,7 @@
 //! the same state folder clears them away.
 
 mod complete;
+mod drain;
 mod error;
 pub mod keys;
 mod mount;

@@ -76,7 +76,7 @@ async fn answer(inner: Arc<Inner>, stream: UnixStream) -> io::Result<After> {
     let after = if request == Request::Shutdown { After::Shutdown } else { After::Nothing };
     let mounts = matches!(request, Request::Mount(_));
     // A mount that failed leaves a daemon unused as well.
-    let unmounts = matches!(request, Request::Unmount { .. } | Request::Mount(_));
+    let unmounts = matches!(request, Request::Unmount { .. } | Request::Mount(_) | Request::Drain { unmount: true });
     let (progress, mut steps) = mpsc::channel(PROGRESS_MAX);
     let mut working = std::pin::pin!(inner.carry_out(request, progress));
     let last = loop {
@@ -118,6 +118,7 @@ impl Inner {
                     Ok(Answer::Failed(Failure { message, class }))
                 }
             },
+            Request::Drain { unmount } => self.drain(unmount).await.map(|in_use| Answer::Drained { in_use }),
             Request::Shutdown => Ok(Answer::Done),
         }
     }

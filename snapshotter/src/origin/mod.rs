@@ -47,6 +47,7 @@ pub use error::{ErrorClass, Failure, OriginError, Phase};
 pub use hosts::HostsError;
 pub use layout::LayoutOrigin;
 pub use registry::RegistryOrigin;
+pub(crate) use registry::speaks_plain_http;
 pub use resolve::{LayerDescriptor, ResolvedImage};
 pub use source::{ImageSource, LayoutSelector, ParseSourceError};
 pub use tls::{ClientCertificate, TlsError, TlsSettings};

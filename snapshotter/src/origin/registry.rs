@@ -246,7 +246,7 @@ fn endpoint(
 }
 
 /// Whether `host` (with port) is talked to in clear: this machine, or one of those `listed`, with or without port.
-fn speaks_plain_http(host: &str, listed: &[String]) -> bool {
+pub(crate) fn speaks_plain_http(host: &str, listed: &[String]) -> bool {
     let without_port = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,

@@ -1,0 +1,181 @@
+//! Real containerds of several lines, each on a host that is a folder.
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::command::run;
+use crate::guard::{ProcessGuard, ScratchDir, wait_for};
+
+/// The lines that `tools/containerd` has.
+pub const LINES: [&str; 3] = ["1.6", "1.7", "2"];
+/// How long containerd may take to answer on its socket, on a machine that is busy with other tests.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+/// Where a host has the socket of its snapshotter.
+const SNAPSHOTTER_SOCKET: &str = "run/hermes/snapshotter.sock";
+
+/// The folder with the programs of a line.
+///
+/// # Errors
+/// When they are not in the cache and cannot be fetched.
+pub fn programs(line: &str) -> Result<PathBuf> {
+    let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools/containerd");
+    let printed = String::from_utf8(run(Command::new(tool).arg(line))?).context("a path that is no text")?;
+    Ok(PathBuf::from(printed.trim_end()))
+}
+
+/// A host in a folder: its root, which `--root` names, and a containerd that keeps everything within it.
+#[derive(Debug)]
+pub struct Host {
+    programs: PathBuf,
+    snapshotter: Option<UnixListener>,
+    dir: ScratchDir,
+}
+
+impl Host {
+    /// An empty host with containerd of `line`.
+    ///
+    /// # Errors
+    /// When there is no such containerd.
+    pub fn new(line: &str) -> Result<Self> {
+        let (dir, programs) = (ScratchDir::new("host")?, programs(line)?);
+        for folder in ["etc/containerd", "run/hermes", "var/lib"] {
+            fs::create_dir_all(dir.path().join(folder))?;
+        }
+        Ok(Self { programs, snapshotter: None, dir })
+    }
+
+    /// Its root.
+    pub fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where its containerd's configuration is.
+    pub fn config(&self) -> PathBuf {
+        self.root().join("etc/containerd/config.toml")
+    }
+
+    /// Its containerd.
+    pub fn containerd(&self) -> PathBuf {
+        self.programs.join("containerd")
+    }
+
+    /// containerd's own default configuration, with every path moved into this host.
+    ///
+    /// # Errors
+    /// When containerd does not print it.
+    pub fn default_config(&self) -> Result<String> {
+        let printed = run(Command::new(self.containerd()).args(["config", "default"]))?;
+        let root = self.root().display();
+        let mut text = String::from_utf8(printed).context("a configuration that is no text")?;
+        for path in ["/var/lib/containerd", "/var/run/nri", "/run/containerd", "/opt/containerd", "/opt/nri", "/etc/"] {
+            for quote in ["\"", "'"] {
+                text = text.replace(&format!("{quote}{path}"), &format!("{quote}{root}{path}"));
+            }
+        }
+        Ok(text)
+    }
+
+    /// A small configuration of the version `number`, without the plugins that would leave this host: CRI and those
+    /// that make folders or sockets in places of their own.
+    pub fn small_config(&self, number: u32) -> String {
+        let root = self.root().display();
+        format!(
+            r#"version = {number}
+root = "{root}/var/lib/containerd"
+state = "{root}/run/containerd"
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", # no pods here
+  "io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri",
+]
+
+[grpc]
+address = "{root}/run/containerd/containerd.sock"
+"#
+        )
+    }
+
+    /// Runs `hermes` with `arguments` for this host.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn hermes(&self, hermes: &str, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(hermes);
+        // What follows two hyphens is for the daemon.
+        let own = arguments.iter().position(|&argument| argument == "--").unwrap_or(arguments.len());
+        command.args(&arguments[..own]).arg("--root").arg(self.root()).args(&arguments[own..]).stdin(Stdio::null());
+        command.output().with_context(|| format!("start {command:?}"))
+    }
+
+    /// Listens on the snapshotter's socket, which is all that loading a proxy plugin takes.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn listen(&mut self) -> Result<()> {
+        self.snapshotter = Some(UnixListener::bind(self.root().join(SNAPSHOTTER_SOCKET))?);
+        Ok(())
+    }
+
+    /// The snapshotter's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.root().join(SNAPSHOTTER_SOCKET)
+    }
+
+    /// Starts containerd with the configuration as it is, and waits until it answers.
+    ///
+    /// # Errors
+    /// When it ends or does not answer; its log is in the message.
+    pub fn start(&self) -> Result<RunningContainerd<'_>> {
+        let log_path = self.root().join("containerd.log");
+        let log = File::create(&log_path)?;
+        let path = std::env::join_paths(
+            [self.programs.clone()]
+                .into_iter()
+                .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
+        )?;
+        let mut command = Command::new(self.containerd());
+        command.arg("--config").arg(self.config()).env("PATH", path).stdin(Stdio::null());
+        command.stdout(log.try_clone()?).stderr(log);
+        let mut process = ProcessGuard::start(&mut command)?;
+        let answered = wait_for("an answer of containerd", START_DEADLINE, || match process.ended() {
+            Ok(None) => run(self.ctr().arg("version")).is_ok().then_some(true),
+            _ => Some(false),
+        });
+        if !answered.as_ref().is_ok_and(|answered| *answered) {
+            bail!("containerd does not run ({answered:?}): {}", fs::read_to_string(log_path).unwrap_or_default());
+        }
+        Ok(RunningContainerd { host: self, _process: process })
+    }
+
+    fn ctr(&self) -> Command {
+        let mut command = Command::new(self.programs.join("ctr"));
+        command.arg("--address").arg(self.root().join("run/containerd/containerd.sock"));
+        // In Go's words; a call that hangs is a failure.
+        command.args(["--timeout", "20s"]);
+        command
+    }
+}
+
+/// A containerd that runs on a [`Host`]. It ends when this is dropped.
+#[derive(Debug)]
+pub struct RunningContainerd<'a> {
+    host: &'a Host,
+    _process: ProcessGuard,
+}
+
+impl RunningContainerd<'_> {
+    /// The state of a plugin, as `ctr plugins ls` has it: `ok`, `skip` or `error`; `None` when there is no such plugin.
+    ///
+    /// # Errors
+    /// When containerd does not answer.
+    pub fn plugin(&self, kind: &str, name: &str) -> Result<Option<String>> {
+        let listed = String::from_utf8(run(self.host.ctr().args(["plugins", "ls"]))?)?;
+        let mut rows = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let row = rows.find(|row| row.first() == Some(&kind) && row.get(1) == Some(&name));
+        Ok(row.and_then(|row| row.last().map(|&state| state.to_owned())))
+    }
+}
