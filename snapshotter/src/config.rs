@@ -52,6 +52,9 @@ pub struct NodeConfig {
     pub erofs_backing: Option<Backing>,
     /// End when the last image is unmounted.
     pub exit_when_unused: bool,
+    /// Where to answer containerd as a snapshotter; not at all when absent. The snapshots are kept in `snapshots` below
+    /// the state folder.
+    pub snapshotter_socket: Option<PathBuf>,
     /// Where `/metrics`, `/healthz` and `/readyz` are served; nowhere when absent.
     pub metrics_listen: Option<SocketAddr>,
     /// How registries are reached.
@@ -139,6 +142,7 @@ impl Default for NodeConfig {
             exit_when_unused: false,
             metrics_listen: None,
             registries: RegistrySettings::default(),
+            snapshotter_socket: None,
         }
     }
 }
@@ -162,6 +166,15 @@ impl NodeConfig {
             return wrong("store_budget_bytes", "give at least 16 MiB");
         }
         self.registries.validate()?;
+        if self.snapshotter_socket.as_ref().is_some_and(|socket| !socket.is_absolute()) {
+            return wrong("snapshotter_socket", "give an absolute path");
+        }
+        if self.snapshotter_socket.is_some() && self.exit_when_unused {
+            return wrong(
+                "exit_when_unused",
+                "a node that answers containerd never ends by itself; leave one of them out",
+            );
+        }
         self.public_keys().map(drop)
     }
 
@@ -199,7 +212,7 @@ mod tests {
     fn the_defaults_are_valid_and_nonsense_is_named() {
         assert_eq!(NodeConfig::default().validate(), Ok(()));
         type Change = fn(&mut NodeConfig);
-        let cases: [(Change, &str); 8] = [
+        let cases: [(Change, &str); 9] = [
             (|config| config.state = PathBuf::from("relative"), "state"),
             (|config| config.read_deadline_ms = 0, "read_deadline_ms"),
             (|config| config.cluster = "a b".to_owned(), "cluster"),
@@ -211,6 +224,7 @@ mod tests {
                 "credential_provider_bin_dir",
             ),
             (|config| config.trusted_keys = vec!["key".to_owned()], "trusted_keys"),
+            (|config| config.snapshotter_socket = Some(PathBuf::from("relative")), "snapshotter_socket"),
         ];
         for (change, setting) in cases {
             let mut config = NodeConfig::default();

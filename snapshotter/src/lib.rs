@@ -5,7 +5,8 @@
 //!
 //! Data flows: [`origin`] resolves an image -> [`artifacts`] finds its index -> [`node`] makes the tree and mounts it
 //! ([`mounts`]) -> [`fs`] answers the kernel -> [`fetch`] brings what is missing. [`control`] is how commands talk to
-//! the daemon, [`status`] what they learn. [`install`] makes a host use the node, [`doctor`] says what is wrong with one.
+//! the daemon, [`status`] what they learn; [`snapshots`] is how containerd does: it asks for snapshots and mounts them.
+//! [`install`] makes a host use the node, [`doctor`] says what is wrong with one.
 
 pub mod artifacts;
 pub mod config;
@@ -22,5 +23,6 @@ pub mod metrics;
 pub mod mounts;
 pub mod node;
 pub mod origin;
+pub mod snapshots;
 pub mod status;
 pub mod telemetry;

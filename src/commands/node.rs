@@ -9,6 +9,7 @@ use hermes_snapshotter::config::{NodeConfig, RegistrySettings};
 use hermes_snapshotter::mounts::erofs::Backing;
 use hermes_snapshotter::node::Node;
 use hermes_snapshotter::origin::{ClientCertificate, HOSTS_DIR, TlsSettings};
+use hermes_snapshotter::snapshots::DEFAULT_SOCKET;
 use hermes_snapshotter::status::Way;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -54,6 +55,16 @@ pub(crate) struct NodeArgs {
     /// End when the last image is unmounted.
     #[arg(long)]
     exit_when_unused: bool,
+    /// Answer containerd as its snapshotter, on /run/hermes/snapshotter.sock or on the socket that is given.
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "HERMES_SNAPSHOTTER_SOCKET",
+        num_args = 0..=1,
+        default_missing_value = DEFAULT_SOCKET,
+        conflicts_with = "exit_when_unused"
+    )]
+    containerd_socket: Option<PathBuf>,
     /// Serve /metrics, /healthz and /readyz there, as host:port or as a port on loopback.
     #[arg(long, value_name = "ADDR", value_parser = metrics_address)]
     metrics_listen: Option<SocketAddr>,
@@ -148,6 +159,7 @@ pub(crate) async fn run(args: NodeArgs) -> anyhow::Result<()> {
         exit_when_unused: args.exit_when_unused,
         metrics_listen: args.metrics_listen,
         registries: args.registries.settings()?,
+        snapshotter_socket: args.containerd_socket.map(std::path::absolute).transpose()?,
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let node = Node::start(config).await.map_err(|error| failure(error.class(), error.to_string()))?;

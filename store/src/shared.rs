@@ -76,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) layers: RwLock<Layers>,
     /// One registration or removal at a time: they share a note in the catalogue.
     pub(crate) registering: Mutex<()>,
+    /// One change of snapshots at a time: each checks what it found before it writes.
+    pub(crate) snapshots: Mutex<()>,
     pub(crate) space: Space,
     pub(crate) checked_artifacts: Mutex<CheckedArtifacts>,
     pub(crate) last_copy: RwLock<Option<Arc<LastCopy>>>,

@@ -88,6 +88,7 @@ impl Store {
             catalogue,
             layers: RwLock::new(Layers::default()),
             registering: Mutex::new(()),
+            snapshots: Mutex::new(()),
             space: Space::default(),
             checked_artifacts: Mutex::default(),
             last_copy: RwLock::new(None),

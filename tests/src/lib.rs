@@ -7,6 +7,7 @@
 //! Data flows: [`odd`] makes images with every feature that a layer can have, [`layout`] writes and reads them as OCI
 //! layouts ([`images`] has real ones), [`unpack`] has the reference programs unpack them, [`node`] has Hermes mount them,
 //! and [`compare`] reports how two trees differ. [`fsck`] judges the trees' own format.
+//! [`snapshotter`] does with Hermes' snapshots what containerd does.
 //! Everything that outlives a function call (mounts, processes, loop devices, folders) is owned by a [`guard`], which
 //! cleans up when a test fails, too.
 
@@ -24,5 +25,6 @@ pub mod node;
 pub mod odd;
 pub mod sample;
 pub mod snapshot;
+pub mod snapshotter;
 pub mod tarball;
 pub mod unpack;

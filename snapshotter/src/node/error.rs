@@ -46,6 +46,9 @@ pub enum NodeError {
         /// The file.
         path: PathBuf,
     },
+    /// containerd's snapshots.
+    #[error(transparent)]
+    Snapshots(#[from] crate::snapshots::ServiceError),
     /// The store.
     #[error(transparent)]
     Store(#[from] hermes_store::StoreError),
@@ -208,7 +211,7 @@ impl NodeError {
                 IndexingError::Build { .. } => FailureClass::Corrupt,
                 IndexingError::Interrupted { .. } => FailureClass::Local,
             },
-            Self::Interrupted => FailureClass::Local,
+            Self::Interrupted | Self::Snapshots(_) => FailureClass::Local,
             Self::NoIndex { .. } | Self::MissingArtifact { .. } | Self::NotMounted { .. } => FailureClass::NotFound,
             Self::Statement { source, .. } => statement_class(source),
             Self::OtherLayers { .. } | Self::Damaged { .. } => FailureClass::Corrupt,

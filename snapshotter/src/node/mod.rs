@@ -1,7 +1,7 @@
 //! The daemon: builds everything from its settings, answers commands, ends in order.
 //!
 //! Composition root of the node. It opens the store, probes the kernel, joins the swarm, starts the fetch driver, and
-//! listens on the control socket. It needs no network to start and serves what it has. When it ends it unmounts what
+//! listens on the control socket and, if it is told to, on containerd's. It needs no network to start and serves what it has. When it ends it unmounts what
 //! it mounted, newest first; when it is killed, mounts stay behind as dead FUSE connections until the next daemon of
 //! the same state folder clears them away.
 
@@ -13,6 +13,7 @@ mod mount;
 mod observe;
 mod resolve;
 mod serve;
+mod snapshots;
 mod ways;
 
 use std::collections::BTreeMap;
@@ -55,6 +56,7 @@ const STORE_RETRY: Duration = Duration::from_millis(20);
 pub use error::{NodeError, find_class, origin_class};
 use observe::Observer;
 pub use observe::Readiness;
+use snapshots::RunningSnapshots;
 use ways::Ways;
 
 /// A running node.
@@ -63,6 +65,7 @@ pub struct Node {
     inner: Arc<Inner>,
     listener: UnixListener,
     observer: Observer,
+    snapshots: Option<RunningSnapshots>,
 }
 
 /// What all requests share.
@@ -188,8 +191,13 @@ impl Node {
         });
         tokio::spawn(follow_completions(Arc::downgrade(&inner), inner.fetch.completions()));
         observer.show(&inner);
+        if inner.config.snapshotter_socket.is_some() {
+            observer.readiness.want_snapshots();
+        }
+        let snapshots = RunningSnapshots::start(&inner).await?;
+        observer.readiness.snapshots_are(snapshots.is_some());
         tracing::info!(peer_id = %inner.peers.local_peer_id(), "node started");
-        Ok(Self { inner, listener, observer })
+        Ok(Self { inner, listener, observer, snapshots })
     }
 
     /// What `/readyz` says, for the parts that are started after the node.
@@ -217,9 +225,12 @@ impl Node {
 
     /// Unmounts everything, makes what came durable, leaves the swarm.
     pub async fn stop(self) {
-        let Self { inner, listener, observer } = self;
+        let Self { inner, listener, observer, snapshots } = self;
         observer.readiness.control_is(false);
         drop(listener);
+        if let Some(snapshots) = snapshots {
+            snapshots.stop().await;
+        }
         let _ = std::fs::remove_file(socket_path(&inner.config.state));
         let mut images = std::mem::take(&mut *inner.images.lock().await);
         while let Some(image) = images.pop() {

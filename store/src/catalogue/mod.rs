@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `meta` | `format` | format version, decimal text |
 //! | | `next_layer` | the next free layer number, u32 big endian |
+//! | | `next_snapshot` | the next free snapshot number, u64 big endian |
 //! | | `registering` | a layer number whose places are being written, u32 big endian |
 //! | | `running` | there while the store is open: still there at the next open, it was not closed |
 //! | `layers` | diffID | [`LayerRecord`] as JSON |
@@ -12,6 +13,8 @@
 //! | `places` | first 16 bytes of the chunk's name, layer number, chunk number | nothing |
 //! | `images` | manifest digest | [`ImageRecord`](crate::ImageRecord) as JSON |
 //! | `pins` | manifest digest, owner's name | nothing |
+//! | `snapshots` | name | [`SnapshotRecord`](crate::SnapshotRecord) as JSON |
+//! | `children` | parent's number, child's number (u64 big endian each) | nothing |
 //!
 //! Layers have numbers besides their diffIDs to keep keys short; a number is never used twice, so what a crash leaves
 //! of a removed layer can never be taken for another's. A place is a hint: whoever follows it verifies what it finds,
@@ -23,6 +26,7 @@
 
 mod places;
 mod presence;
+mod snapshots;
 
 use std::path::{Path, PathBuf};
 
@@ -48,7 +52,9 @@ const USES: &str = "uses";
 const PLACES: &str = "places";
 const IMAGES: &str = "images";
 const PINS: &str = "pins";
-const FAMILIES: [&str; 7] = [META, LAYERS, PRESENCE, USES, PLACES, IMAGES, PINS];
+const SNAPSHOTS: &str = "snapshots";
+const CHILDREN: &str = "children";
+const FAMILIES: [&str; 9] = [META, LAYERS, PRESENCE, USES, PLACES, IMAGES, PINS, SNAPSHOTS, CHILDREN];
 
 /// Memory of a family's write buffer. The whole catalogue of a node is tens of MiB. RocksDB allocates a tenth more
 /// than this on disk for its log.

@@ -66,6 +66,22 @@ impl Containerd {
     ///
     /// When it is not installed, this is not root, or it ends or does not answer in time; the message holds its log.
     pub fn start() -> Result<Self> {
+        Self::with_configuration("")
+    }
+
+    /// Starts it with a snapshotter named `hermes`, which answers on `socket`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`].
+    pub fn with_snapshotter(socket: &Path) -> Result<Self> {
+        let address = socket.display();
+        Self::with_configuration(&format!(
+            "[proxy_plugins]\n[proxy_plugins.hermes]\ntype = \"snapshot\"\naddress = \"{address}\"\n"
+        ))
+    }
+
+    fn with_configuration(more: &str) -> Result<Self> {
         let dir = ScratchDir::new("containerd")?;
         let socket = dir.path().join("containerd.sock");
         let log_path = dir.path().join("containerd.log");
@@ -89,7 +105,7 @@ disabled_plugins = [
 address = "{top}/containerd.sock"
 [ttrpc]
 address = "{top}/containerd.sock.ttrpc"
-"#
+{more}"#
         );
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
         let log = File::create(&log_path).with_context(|| format!("create {}", log_path.display()))?;

@@ -1,0 +1,309 @@
+//! A real containerd with Hermes as its snapshotter: images are pulled, run and removed as ever, both sides know the
+//! same snapshots at every moment, and nothing is left. Plus `kill -9` of the daemon between and within calls.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use hermes_tests::command::run;
+use hermes_tests::compress::Compression;
+use hermes_tests::daemon::Daemon;
+use hermes_tests::faulty::FaultyRegistry;
+use hermes_tests::guard::{ScratchDir, mounts_below, wait_for};
+use hermes_tests::layout::{Layout, NewLayer};
+use hermes_tests::snapshotter::{Client, Labels, directories};
+use hermes_tests::tarball::{Entry, Tarball};
+use hermes_tests::unpack::Containerd;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use serde_json::json;
+
+/// How long containerd may take to end a task or to collect garbage.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// Times that the daemon is killed.
+const KILLS: u64 = 8;
+/// The latest kill after a start, in milliseconds: some dozens of calls, each of which syncs.
+const KILL_MAX_MS: u64 = 400;
+
+fn hermes() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_hermes"))
+}
+
+/// Images that can run: the shell and some programs of this machine, with their libraries, and layers that change and
+/// delete files of the ones below.
+fn runnable_images(dir: &Path) -> Result<Layout> {
+    let mut entries: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    for program in ["sh", "cat", "sleep"] {
+        let path = String::from_utf8(run(Command::new("which").arg(program))?)?;
+        let path = fs::canonicalize(path.trim())?;
+        entries.insert(format!("bin/{program}"), fs::read(&path)?);
+        let libraries = String::from_utf8(run(Command::new("ldd").arg(&path))?)?;
+        for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
+            entries.insert(library[1..].to_owned(), fs::read(library)?);
+        }
+    }
+    let programs = Tarball::of(entries.into_iter().map(|(name, data)| Entry::file(name, data).mode(0o755)));
+    let files = [Entry::file("etc/a", "a1"), Entry::file("etc/b", "b1"), Entry::file("gone/c", "c")];
+    let changes = [Entry::file("etc/a", "a2"), Entry::whiteout("etc/b"), Entry::opaque("gone")];
+    let other = Entry::file("etc/a", "other");
+    let layout = Layout::create(dir)?;
+    let layer = |tar: &[u8], compression| NewLayer { tar: tar.to_vec(), compression };
+    let (files, changes) = (Tarball::of(files), Tarball::of(changes));
+    let shared = [layer(&programs, Compression::Gzip(1)), layer(&files, Compression::Gzip(6))];
+    let [low, middle] = shared.clone();
+    layout.add("v1", &[low, middle, layer(&changes, Compression::Plain)], &json!({}))?;
+    let [low, middle] = shared;
+    layout.add("v2", &[low, middle, layer(&Tarball::of([other]), Compression::Gzip(6))], &json!({}))?;
+    Ok(layout)
+}
+
+/// Both sides. Fields drop in this order: containerd ends before the daemon that it asks.
+struct Rig {
+    containerd: Containerd,
+    daemon: Option<Daemon>,
+    registry: FaultyRegistry,
+    scratch: ScratchDir,
+}
+
+impl Rig {
+    fn start() -> Result<Self> {
+        let scratch = ScratchDir::new("proxy")?;
+        let layout = runnable_images(&scratch.path().join("layout"))?;
+        let registry = FaultyRegistry::start(layout.dir())?;
+        let daemon = start_daemon(scratch.path())?;
+        let containerd = Containerd::with_snapshotter(&socket(scratch.path()))?;
+        Ok(Self { containerd, daemon: Some(daemon), registry, scratch })
+    }
+
+    fn ctr(&self, arguments: &[&str]) -> Result<String> {
+        Ok(String::from_utf8(run(self.containerd.ctr().args(arguments))?)?)
+    }
+
+    fn pull(&self, tag: &str) -> Result<String> {
+        let image = self.registry.image(tag);
+        self.ctr(&["images", "pull", "--plain-http", "--snapshotter", "hermes", &image])?;
+        Ok(image)
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        self.daemon.take().context("a daemon runs")?.kill(self.scratch.path())
+    }
+
+    /// Starts it again, and waits until containerd has noticed: it pauses for up to three seconds between attempts to
+    /// connect, and refuses calls meanwhile.
+    fn restart(&mut self) -> Result<()> {
+        self.daemon = Some(start_daemon(self.scratch.path())?);
+        wait_for("containerd's next connection", DEADLINE, || {
+            self.ctr(&["snapshots", "--snapshotter", "hermes", "ls"]).is_ok().then_some(())
+        })
+    }
+
+    /// Checks that containerd and Hermes know the same snapshots, and that each has its directory; how many.
+    fn compare(&self) -> Result<usize> {
+        let listed = self.ctr(&["snapshots", "--snapshotter", "hermes", "ls"])?;
+        let theirs: BTreeSet<String> =
+            listed.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        let client = Client::connect(&socket(self.scratch.path()))?;
+        let ours = client.list(&[])?;
+        // containerd calls a snapshot NAMESPACE/NUMBER/KEY here and KEY there; a key may have blanks and slashes.
+        let key = |name: &str| name.splitn(3, '/').nth(2).unwrap_or_default().to_owned();
+        let lines = ours.iter().map(|info| {
+            let kind = match info.kind().as_str_name() {
+                "ACTIVE" => "Active",
+                "VIEW" => "View",
+                _ => "Committed",
+            };
+            [key(&info.name), key(&info.parent), kind.to_owned()]
+                .join(" ")
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ")
+        });
+        let lines: BTreeSet<String> = lines.collect();
+        ensure!(lines == theirs, "Hermes has {lines:#?}, containerd {theirs:#?}");
+        client.cleanup()?;
+        let left = directories(&snapshots(self.scratch.path()))?;
+        ensure!(left.len() == ours.len(), "{} snapshots have the directories {left:?}", ours.len());
+        Ok(ours.len())
+    }
+}
+
+fn socket(dir: &Path) -> PathBuf {
+    dir.join("run/snapshotter.sock")
+}
+
+fn snapshots(dir: &Path) -> PathBuf {
+    dir.join("state/snapshots")
+}
+
+fn start_daemon(dir: &Path) -> Result<Daemon> {
+    let socket = socket(dir);
+    let socket = socket.to_str().context("a path in UTF-8")?;
+    Daemon::start(hermes(), &dir.join("state"), &["--containerd-socket", socket])
+}
+
+#[test]
+fn containers_run_on_it_and_nothing_is_left() -> Result<()> {
+    let mut rig = Rig::start()?;
+    let v1 = rig.pull("v1")?;
+    ensure!(rig.compare()? == 3, "a snapshot for each layer");
+    let v2 = rig.pull("v2")?;
+    ensure!(rig.compare()? == 4, "shared layers are shared");
+
+    let script = "cat /etc/a; cat /etc/b 2>/dev/null; cat /gone/c 2>/dev/null; echo new > /etc/b; cat /etc/b";
+    let answer = rig.ctr(&["run", "--rm", "--snapshotter", "hermes", &v1, "once", "/bin/sh", "-c", script])?;
+    ensure!(answer.trim() == "a2new", "the container read '{answer}'");
+    rig.ctr(&["run", "--detach", "--snapshotter", "hermes", &v2, "stays", "/bin/sleep", "600"])?;
+    ensure!(rig.compare()? == 5, "and one for the container that runs");
+
+    // Whatever happens to the daemon, the container goes on, and is the same afterwards.
+    rig.kill()?;
+    let exec = |rig: &Rig, id: &str| {
+        rig.ctr(&["tasks", "exec", "--exec-id", id, "stays", "/bin/sh", "-c", "cat /etc/a; echo > /tmp-file"])
+    };
+    ensure!(exec(&rig, "without")?.trim() == "other");
+    rig.restart()?;
+    ensure!(exec(&rig, "with")?.trim() == "other");
+    ensure!(rig.compare()? == 5, "both sides agree after a crash");
+
+    rig.ctr(&["tasks", "kill", "--signal", "SIGKILL", "stays"])?;
+    wait_for("the end of the container", DEADLINE, || {
+        rig.ctr(&["tasks", "ls"]).is_ok_and(|tasks| tasks.contains("STOPPED")).then_some(())
+    })?;
+    rig.ctr(&["tasks", "rm", "stays"])?;
+    rig.ctr(&["containers", "rm", "stays"])?;
+    rig.ctr(&["images", "rm", "--sync", &v1])?;
+    // The sync is one of containerd's garbage collection.
+    wait_for("the end of unused snapshots", DEADLINE, || (rig.compare().ok()? == 3).then_some(()))?;
+    rig.pull("v1")?;
+    ensure!(rig.compare()? == 4, "pulled again");
+    rig.ctr(&["images", "rm", "--sync", &v1, &v2])?;
+    wait_for("the end of all snapshots", DEADLINE, || (rig.compare().ok()? == 0).then_some(()))?;
+    let mounted = mounts_below(&snapshots(rig.scratch.path()))?;
+    ensure!(mounted.is_empty(), "still mounted: {mounted:?}");
+    Ok(())
+}
+
+#[test]
+fn a_pull_that_loses_the_daemon_is_pulled_again() -> Result<()> {
+    let mut rig = Rig::start()?;
+    for round in 0..3_u64 {
+        let mut pull = rig.containerd.ctr();
+        pull.args(["images", "pull", "--plain-http", "--snapshotter", "hermes", &rig.registry.image("v1")]);
+        let mut pull = pull.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn()?;
+        // Somewhere within the pull, which takes about a second.
+        thread::sleep(Duration::from_millis(150 * (round + 1)));
+        rig.kill()?;
+        pull.wait()?;
+        rig.restart()?;
+        let image = rig.pull("v1")?;
+        ensure!(rig.compare()? >= 3, "round {round}");
+        let answer = rig.ctr(&["run", "--rm", "--snapshotter", "hermes", &image, "once", "/bin/cat", "/etc/a"])?;
+        ensure!(answer == "a2", "round {round}: the container read '{answer}'");
+        rig.ctr(&["images", "rm", "--sync", &image])?;
+        wait_for("the end of all snapshots", DEADLINE, || (rig.compare().ok()? == 0).then_some(()))?;
+    }
+    Ok(())
+}
+
+/// What snapshots there are: kind and parent by name.
+type Model = BTreeMap<String, (&'static str, String)>;
+
+fn seen(client: &Client) -> Result<Model> {
+    Ok(client
+        .list(&[])?
+        .into_iter()
+        .map(|info| (info.name.clone(), (info.kind().as_str_name(), info.parent)))
+        .collect())
+}
+
+/// A call that must succeed on `model`, and what the model is after it.
+fn random_call(model: &Model, number: u64, random: &mut StdRng) -> (Call, Model) {
+    let of_kind = |kind| model.iter().filter(move |(_, (found, _))| *found == kind).map(|(name, _)| name.clone());
+    let committed: Vec<String> = of_kind("COMMITTED").collect();
+    let active: Vec<String> = of_kind("ACTIVE").collect();
+    let parents: BTreeSet<&String> = model.values().map(|(_, parent)| parent).collect();
+    let leaves: Vec<&String> = model.keys().filter(|name| !parents.contains(name)).collect();
+    let mut after = model.clone();
+    let choice = random.random_range(0..10);
+    if choice < 3 && !active.is_empty() {
+        let key = active[random.random_range(0..active.len())].clone();
+        let (name, (_, parent)) = (format!("layer-{number}"), after.remove(&key).expect("it is there"));
+        after.insert(name.clone(), ("COMMITTED", parent));
+        return (Call::Commit { name, key }, after);
+    }
+    if choice < 6 && !leaves.is_empty() {
+        let name = leaves[random.random_range(0..leaves.len())].clone();
+        after.remove(&name);
+        return (Call::Remove { name }, after);
+    }
+    let parent = match committed.len() {
+        0 => String::new(),
+        count => committed[random.random_range(0..count)].clone(),
+    };
+    let (key, view) = (format!("key-{number}"), choice == 9);
+    after.insert(key.clone(), (if view { "VIEW" } else { "ACTIVE" }, parent.clone()));
+    (Call::Create { key, parent, view }, after)
+}
+
+#[derive(Debug)]
+enum Call {
+    Create { key: String, parent: String, view: bool },
+    Commit { name: String, key: String },
+    Remove { name: String },
+}
+
+impl Call {
+    fn send(&self, client: &Client) -> bool {
+        match self {
+            Self::Create { key, parent, view: true } => client.view(key, parent).is_ok(),
+            Self::Create { key, parent, view: false } => client.prepare(key, parent, Labels::new()).is_ok(),
+            Self::Commit { name, key } => client.commit(name, key, Labels::new(), "").is_ok(),
+            Self::Remove { name } => client.remove(name).is_ok(),
+        }
+    }
+}
+
+#[test]
+fn what_was_answered_survives_a_kill() -> Result<()> {
+    let scratch = ScratchDir::new("killed")?;
+    let mut random = StdRng::seed_from_u64(7);
+    let (mut model, mut under_way, mut number) = (Model::new(), None::<Model>, 0);
+    for kill in 0..KILLS {
+        let daemon = start_daemon(scratch.path())?;
+        let client = Client::connect(&socket(scratch.path()))?;
+        let found = seen(&client)?;
+        match under_way.take() {
+            Some(after) if found == after => model = after,
+            _ => ensure!(found == model, "after kill {kill}: found {found:#?}, known {model:#?}"),
+        }
+        let left = directories(&snapshots(scratch.path()))?;
+        let own = left.iter().filter(|name| !name.starts_with("removed-")).count();
+        ensure!(own == model.len(), "after kill {kill}: {left:?} for {} snapshots", model.len());
+        let delay = Duration::from_millis(random.random_range(10..KILL_MAX_MS));
+        let killer = thread::spawn(move || {
+            thread::sleep(delay);
+            daemon.kill(Path::new("/nowhere"))
+        });
+        loop {
+            number += 1;
+            let (call, after) = random_call(&model, number, &mut random);
+            if call.send(&client) {
+                model = after;
+            } else {
+                under_way = Some(after);
+                break;
+            }
+            if number > 1_000_000 {
+                bail!("the daemon was never killed");
+            }
+        }
+        killer.join().expect("the killer ends")?;
+    }
+    println!("{number} calls, {KILLS} kills, {} snapshots at the end", model.len());
+    Ok(())
+}
