@@ -69,6 +69,13 @@ struct Rig {
     scratch: ScratchDir,
 }
 
+impl Drop for Rig {
+    /// A container outlives containerd, so one that a failed test has left is ended while containerd still runs.
+    fn drop(&mut self) {
+        let _ = self.ctr(&["tasks", "rm", "--force", "stays"]);
+    }
+}
+
 impl Rig {
     fn start() -> Result<Self> {
         let scratch = ScratchDir::new("proxy")?;
@@ -98,8 +105,10 @@ impl Rig {
     fn restart(&mut self) -> Result<()> {
         self.daemon = Some(start_daemon(self.scratch.path())?);
         wait_for("containerd's next connection", DEADLINE, || {
-            self.ctr(&["snapshots", "--snapshotter", "hermes", "ls"]).is_ok().then_some(())
-        })
+            // A list of nothing would not ask the daemon.
+            self.ctr(&["snapshots", "--snapshotter", "hermes", "prepare", "probe"]).is_ok().then_some(())
+        })?;
+        self.ctr(&["snapshots", "--snapshotter", "hermes", "rm", "probe"]).map(drop)
     }
 
     /// Checks that containerd and Hermes know the same snapshots, and that each has its directory; how many.
