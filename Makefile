@@ -13,11 +13,13 @@ ARGS ?=
 IMAGE ?=
 # Minutes that each fuzz target runs.
 MINUTES ?= 10
+# Seconds that each soak test runs.
+SECONDS ?= 300
 
 # Prepares the tools of one group and then runs a command in the environment that building needs.
 run = tools/setup $(1) && . tools/environment && $(2)
 
-.PHONY: help demo test check lint bench fuzz clean-cache
+.PHONY: help demo test check lint bench fuzz soak clean-cache
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,6 +38,9 @@ bench: ## Index, read and file system benchmarks; prints tables
 
 fuzz: ## Fuzz every decoder for MINUTES each (default 10)
 	@$(call run,build,tools/fuzz $(MINUTES))
+
+soak: ## The long tests: the daemon killed and upgraded under load for SECONDS (default 300) in each way
+	@$(call run,test,HERMES_SOAK_SECONDS=$(SECONDS) cargo test --locked --test keeper_load -- --nocapture --test-threads 1)
 
 clean-cache: ## Remove everything that was built or downloaded
 	rm -rf --one-file-system "$(HERMES_CACHE)"

@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     // More than one TLS library could be linked one day; say which is ours before anybody asks.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match commands::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => output::report(&error),
     }
 }

@@ -6,7 +6,8 @@
 //! Data flows: [`origin`] resolves an image -> [`artifacts`] finds its index -> [`node`] makes the tree and mounts it
 //! ([`mounts`]) -> [`fs`] answers the kernel -> [`fetch`] brings what is missing. [`control`] is how commands talk to
 //! the daemon, [`status`] what they learn; [`snapshots`] is how containerd does: it asks for snapshots and mounts them.
-//! [`install`] makes a host use the node, [`doctor`] says what is wrong with one.
+//! [`keeper`] outlives the daemon and keeps its FUSE connections. [`install`] makes a host use the node, [`doctor`] says
+//! what is wrong with one.
 
 pub mod artifacts;
 pub mod config;
@@ -19,10 +20,12 @@ pub mod fs;
 pub mod index_folder;
 pub mod indexing;
 pub mod install;
+pub mod keeper;
 pub mod metrics;
 pub mod mounts;
 pub mod node;
 pub mod origin;
 pub mod snapshots;
+pub mod state_version;
 pub mod status;
 pub mod telemetry;

@@ -5,6 +5,7 @@ mod child;
 mod demo;
 mod doctor;
 mod index;
+mod keeper;
 mod mount;
 mod node;
 mod registry;
@@ -12,6 +13,7 @@ mod setup;
 mod status;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -34,7 +36,7 @@ impl Cli {
 
     /// Whether it runs the node's daemon.
     pub(crate) fn is_daemon(&self) -> bool {
-        matches!(&self.command, Command::Node(args) if args.setup.is_none())
+        matches!(&self.command, Command::Node(args) if args.is_daemon())
     }
 }
 
@@ -59,6 +61,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Run the node's daemon in the foreground, or set this host up for it. `hermes mount` starts one by itself.
     Node(Box<node::NodeArgs>),
+    /// Start the node's daemon and keep its mounts over its end: after a crash or an upgrade reads go on.
+    Keeper(keeper::KeeperArgs),
     /// Serve images from a folder, for tests, demonstrations and air-gapped nodes.
     #[command(subcommand)]
     Registry(registry::RegistryCommand),
@@ -93,10 +97,14 @@ pub(crate) struct ImageArgs {
 const DRAIN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Runs the command.
-pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
+pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let command = match cli.command {
+        Command::Keeper(args) => return keeper::run(args),
+        command => command,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("hermes").build()?;
     let result = runtime.block_on(async move {
-        match cli.command {
+        match command {
             Command::Demo(args) => demo::run(args).await,
             Command::Index(command) => index::run(command).await,
             Command::Mount(args) => mount::mount(args).await,
@@ -105,10 +113,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Status(args) => status::run(args).await,
             Command::LogLevel(args) => status::log_level(args).await,
             Command::Doctor(args) => doctor::run(args).await,
-            Command::Node(mut args) => match args.setup.take() {
-                Some(command) => setup::run(command).await,
-                None => node::run(*args).await,
-            },
+            Command::Node(args) => node::run(*args).await,
+            Command::Keeper(_) => unreachable!("it runs without a runtime"),
             Command::Registry(command) => registry::run(command).await,
             Command::Bench(command) => bench::run(command).await,
         }
@@ -116,5 +122,5 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
     // What still runs on blocking threads uses the store, whose library must not be torn down under it: exiting at once
     // aborted now and then. Nothing there waits for the network, so this is a matter of milliseconds.
     runtime.shutdown_timeout(DRAIN_TIMEOUT);
-    result
+    result.map(|()| ExitCode::SUCCESS)
 }

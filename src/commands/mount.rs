@@ -166,6 +166,8 @@ async fn ensure_daemon(state: &Path, listen: Option<&str>) -> anyhow::Result<()>
     if let Some(listen) = listen {
         command.args(["--listen", listen]);
     }
+    // Whoever supervises this command does not supervise the daemon.
+    command.env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
     let mut child = command.spawn().context("cannot start the daemon")?;
     wait_until_listening(state, &mut child, &log_path).await

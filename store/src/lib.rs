@@ -26,6 +26,7 @@ mod images;
 mod layer;
 mod lock;
 mod map;
+mod mounts;
 mod recovery;
 mod reuse;
 mod shared;

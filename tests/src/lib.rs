@@ -20,6 +20,7 @@ pub mod faulty;
 pub mod fsck;
 pub mod guard;
 pub mod images;
+pub mod kept;
 pub mod layout;
 pub mod node;
 pub mod odd;

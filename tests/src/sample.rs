@@ -117,8 +117,8 @@ impl Sample {
     }
 }
 
-/// Half noise, half text: it compresses, and no two places are alike.
-fn content(name: &str, len_bytes: u64) -> Vec<u8> {
+/// What a file called `name` of `len_bytes` holds. Half noise, half text: it compresses, and no two places are alike.
+pub fn content(name: &str, len_bytes: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len_bytes as usize + 64);
     let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3) // FNV-1a

@@ -85,7 +85,8 @@ fn fuse(dir: &Path) -> Finding {
         // The file system of layer files, without any.
         let reader = Reader::new(tokio::runtime::Handle::current(), Duration::from_secs(1));
         let files = LayerFs::new(Arc::new(LayerDirectory::default()), reader, LayerCaching::default());
-        let session = FuseSession::start(files, dir, SessionConfig::default()).map_err(|error| error.to_string())?;
+        let session =
+            FuseSession::start(files, dir, SessionConfig::default(), None).map_err(|error| error.to_string())?;
         let listed = fs::read_dir(session.path()).map(Iterator::count);
         drop(session);
         listed.map(drop).map_err(|error| format!("the mount works, reading does not: {error}"))

@@ -3,6 +3,9 @@
 //! A flat, read-only directory. Each file is a layer's uncompressed tar stream, named by the hexadecimal digits of its
 //! diffID. Layers come while the file system is mounted and never change, so names that are not there yet are not
 //! cached, and everything else is kept for ever.
+//!
+//! A file's inode is its layer's number in the store, which outlives the process: a daemon that takes the connection
+//! over from another means the same file by the same inode, and so does a listing that is half read.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -20,7 +23,7 @@ use parking_lot::RwLock;
 use super::read::{LayerFile, Piece, Plan, Reader};
 use super::{TTL, session};
 
-/// Inode 1 is the directory; the first layer has the next.
+/// Inode 1 is the directory; the layer with number 0 has the next.
 const FIRST_LAYER_INO: u64 = 2;
 
 /// How the kernel caches the layer files that EROFS reads.
@@ -39,49 +42,49 @@ pub struct LayerDirectory {
     table: RwLock<Table>,
 }
 
-/// A layer keeps its slot, and with it its inode, as long as the file system is mounted, whether it is served or not: the
-/// kernel remembers names for ever. A slot takes some fifty bytes.
 #[derive(Debug, Default)]
 struct Table {
-    files: Vec<Option<Arc<LayerFile>>>,
-    slots: BTreeMap<DiffId, usize>,
+    /// By inode, in the order of a listing.
+    files: BTreeMap<u64, Arc<LayerFile>>,
+    inodes: BTreeMap<DiffId, u64>,
 }
 
 impl LayerDirectory {
     /// Adds a layer; one that is there already is kept.
     pub fn insert(&self, file: Arc<LayerFile>) {
         let mut table = self.table.write();
-        let next = table.files.len();
-        let slot = *table.slots.entry(file.layer.diff_id()).or_insert(next);
-        if slot == next {
-            table.files.push(None);
+        let ino = FIRST_LAYER_INO + u64::from(file.layer.number());
+        if let Some(old) = table.inodes.insert(file.layer.diff_id(), ino)
+            && old != ino
+        {
+            // The store has the layer anew, with another chunk table: nobody reads the old file any more.
+            table.files.remove(&old);
         }
-        table.files[slot].get_or_insert(file);
+        table.files.entry(ino).or_insert(file);
     }
 
     /// Serves a layer no more. Nobody may have its file open; one that is added again has the same inode.
     pub fn remove(&self, layer: DiffId) {
         let mut table = self.table.write();
-        if let Some(slot) = table.slots.get(&layer).copied() {
-            table.files[slot] = None;
+        if let Some(ino) = table.inodes.remove(&layer) {
+            table.files.remove(&ino);
         }
     }
 
     /// How many layers are served.
     pub fn count(&self) -> usize {
-        self.table.read().files.iter().flatten().count()
+        self.table.read().files.len()
     }
 
     fn by_ino(&self, ino: u64) -> Option<Arc<LayerFile>> {
-        let slot = usize::try_from(ino.checked_sub(FIRST_LAYER_INO)?).ok()?;
-        self.table.read().files.get(slot).cloned().flatten()
+        self.table.read().files.get(&ino).cloned()
     }
 
     fn by_name(&self, name: &OsStr) -> Option<(u64, Arc<LayerFile>)> {
         let diff_id: DiffId = format!("sha256:{}", name.to_str()?).parse().ok()?;
         let table = self.table.read();
-        let slot = *table.slots.get(&diff_id)?;
-        Some((slot as u64 + FIRST_LAYER_INO, table.files[slot].clone()?))
+        let ino = *table.inodes.get(&diff_id)?;
+        Some((ino, Arc::clone(table.files.get(&ino)?)))
     }
 }
 
@@ -194,15 +197,14 @@ impl Filesystem for LayerFs {
             return reply.error(Errno::ENOTDIR);
         }
         let table = self.directory.table.read();
-        let dots = [(".".to_owned(), FileType::Directory, 1), ("..".to_owned(), FileType::Directory, 1)];
+        // Each entry's offset is where the next one begins: 1 and 2 after the dots, one past its inode after a layer.
+        let dots = [(1, ".".to_owned(), FileType::Directory, 1), (2, "..".to_owned(), FileType::Directory, 1)];
         let layers = table
             .files
-            .iter()
-            .enumerate()
-            .filter_map(|(slot, file)| Some((file.as_ref()?.layer.diff_id().hex(), slot as u64 + FIRST_LAYER_INO)))
-            .map(|(name, ino)| (name, FileType::RegularFile, ino));
-        for (at, (name, kind, ino)) in dots.into_iter().chain(layers).enumerate().skip(offset as usize) {
-            if reply.add(INodeNo(ino), at as u64 + 1, kind, name) {
+            .range(offset.max(FIRST_LAYER_INO)..)
+            .map(|(ino, file)| (ino + 1, file.layer.diff_id().hex(), FileType::RegularFile, *ino));
+        for (next, name, kind, ino) in dots.into_iter().filter(|(next, ..)| *next > offset).chain(layers) {
+            if reply.add(INodeNo(ino), next, kind, name) {
                 break;
             }
         }

@@ -10,6 +10,7 @@
 pub mod layers;
 pub mod locate;
 pub mod read;
+mod resume;
 pub mod session;
 pub mod tree;
 

@@ -1,15 +1,19 @@
 //! One FUSE connection: its mount, its threads, its end.
 //!
-//! The mount is made with the new mount API on a descriptor of ours, so that the descriptor can outlive this process
-//! one day. The end never hangs: the mount is detached, and when the threads do not see the end of the connection
-//! (another mount namespace may still hold a copy of the mount), the connection is aborted.
+//! The mount is made with the new mount API on a descriptor of ours. The end never hangs: the mount is detached, and when
+//! the threads do not see the end of the connection (another mount namespace may still hold a copy of the mount), the
+//! connection is aborted.
+//!
+//! A connection can outlive its process. Then a supervisor keeps a copy of its descriptor ([`crate::keeper`]), stored
+//! *before* anybody can see the mount, and the next daemon goes on with it ([`FuseSession::resume`]). Until it does,
+//! requests wait in the kernel. Without a supervisor all copies end with the process, and the mount answers ENOTCONN.
 
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,6 +24,9 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, unmount,
 };
 use thiserror::Error;
+
+use super::resume::{self, Unanswered};
+use crate::keeper::{notify::Notifier, system};
 
 /// Requests that the kernel may have under way in the background. The default of 16 stalls readahead at 12
 /// (measured); 64 keeps both threads busy and bounds what waits in the daemon.
@@ -46,6 +53,23 @@ pub enum SessionError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The supervisor does not keep the descriptor.
+    #[error("cannot give the FUSE connection of {} to the supervisor: {source}; see whether it still runs", path.display())]
+    Keep {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Requests are lost with the process that read them.
+    #[error(
+        "requests at {} were read by the daemon before this one, and this kernel (before 6.9) cannot ask them again",
+        path.display()
+    )]
+    Lost {
+        /// Where.
+        path: PathBuf,
     },
     /// The handshake or the threads failed.
     #[error("cannot start serving FUSE at {}: {source}", path.display())]
@@ -74,45 +98,108 @@ impl Default for SessionConfig {
     }
 }
 
+/// How a connection outlives its process.
+#[derive(Debug, Clone)]
+pub struct Keeping {
+    /// The supervisor.
+    pub notifier: Arc<Notifier>,
+    /// What the descriptor is called there, without the number of its connection, which is added.
+    pub name: String,
+}
+
+impl Keeping {
+    /// The name under which the descriptor of `connection` is kept. The number is the way to end a connection whose
+    /// processes do not end (`/sys/fs/fuse/connections`).
+    fn name_of(&self, connection: u32) -> String {
+        format!("{}.{connection}", self.name)
+    }
+
+    /// Has the supervisor close its copy of the descriptor of `connection`.
+    pub fn forget(&self, connection: u32) {
+        if let Err(error) = self.notifier.remove(&self.name_of(connection)) {
+            tracing::warn!(name = %self.name, connection, %error, "the supervisor still keeps a connection");
+        }
+    }
+}
+
 /// A running FUSE connection. Dropping it unmounts.
 #[derive(Debug)]
 pub struct FuseSession {
     path: PathBuf,
     connection: u32,
     unmounted: bool,
+    keeping: Option<Keeping>,
     thread: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl FuseSession {
-    /// Mounts `filesystem` at `path`, a directory, and serves it on its own threads.
+    /// Mounts `filesystem` at `path`, a directory, and serves it on its own threads. With `keeping` the supervisor has
+    /// the descriptor before the mount can be seen.
     ///
     /// # Errors
-    /// When there is no FUSE, or the kernel refuses.
-    pub fn start<F: Filesystem>(filesystem: F, path: &Path, config: SessionConfig) -> Result<Self, SessionError> {
+    /// When there is no FUSE, the kernel refuses, or the supervisor does not answer.
+    pub fn start<F: Filesystem>(
+        filesystem: F,
+        path: &Path,
+        config: SessionConfig,
+        keeping: Option<Keeping>,
+    ) -> Result<Self, SessionError> {
         let device = File::options().read(true).write(true).open("/dev/fuse").map_err(SessionError::Device)?;
         let mount_error =
             |source: rustix::io::Errno| SessionError::Mount { path: path.to_owned(), source: source.into() };
+        let start_error = |source| SessionError::Start { path: path.to_owned(), source };
         let device = OwnedFd::from(device);
         let mounted = mount(&device, config.source).map_err(mount_error)?;
+        let kept = device.try_clone().map_err(start_error)?;
+        let session = Session::from_fd(filesystem, device, SessionACL::All, options(config, keeping.is_some()));
+        // From here on the root can be asked: the device's number is the connection's.
+        let thread = run(session.map_err(start_error)?).map_err(start_error)?;
+        let device_number = rustix::fs::fstat(&mounted).map_err(|error| start_error(error.into()))?.st_dev;
+        let connection = rustix::fs::minor(device_number);
+        let mut session =
+            Self { path: path.to_owned(), connection, unmounted: true, keeping: None, thread: Some(thread) };
+        if let Some(keeping) = keeping {
+            let stored = keeping.notifier.store(&keeping.name_of(connection), &kept);
+            stored.map_err(|source| SessionError::Keep { path: path.to_owned(), source })?;
+            session.keeping = Some(keeping);
+        }
+        drop(kept);
         move_mount(&mounted, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(mount_error)?;
+        session.unmounted = false;
         // Copies of the mount in other namespaces would keep the connection alive after it is unmounted here.
         let _ = mount_change(path, MountPropagationFlags::PRIVATE);
-        let start_error = |source| SessionError::Start { path: path.to_owned(), source };
-        let started = serve(filesystem, device, config);
-        let thread = match started {
-            Ok(thread) => thread,
-            Err(source) => {
-                let _ = unmount(path, UnmountFlags::DETACH);
-                return Err(start_error(source));
-            }
-        };
-        let mut session = Self { path: path.to_owned(), connection: 0, unmounted: false, thread: Some(thread) };
-        let device_number = std::fs::metadata(path).map_err(start_error)?.dev();
-        session.connection = rustix::fs::minor(device_number);
         if let Some(kib) = config.read_ahead_kib {
             set_read_ahead(device_number, kib).map_err(start_error)?;
         }
         Ok(session)
+    }
+
+    /// Goes on with the connection `device`, which another process has mounted at `path`. What that process had not
+    /// answered is answered by this one. `path` is not looked at: nobody would answer.
+    ///
+    /// # Errors
+    /// When the connection is no more, or requests of it are lost (kernels before 6.9): then it is of no use to anybody,
+    /// and the caller ends it by dropping every copy of the descriptor.
+    pub fn resume<F: Filesystem>(
+        filesystem: F,
+        path: &Path,
+        device: OwnedFd,
+        connection: u32,
+        config: SessionConfig,
+        keeping: Keeping,
+    ) -> Result<Self, SessionError> {
+        let start_error = |source| SessionError::Start { path: path.to_owned(), source };
+        if system::has_ended(&device) {
+            return Err(start_error(io::ErrorKind::NotConnected.into()));
+        }
+        if resume::resend(&device).map_err(start_error)? == Unanswered::Lost && waiting_requests(connection) != Some(0)
+        {
+            return Err(SessionError::Lost { path: path.to_owned() });
+        }
+        let session = resume::session(filesystem, &device, options(config, true)).map_err(start_error)?;
+        let thread = run(session).map_err(start_error)?;
+        let keeping = Some(keeping);
+        Ok(Self { path: path.to_owned(), connection, unmounted: false, keeping, thread: Some(thread) })
     }
 
     /// Where the file system is mounted.
@@ -134,10 +221,14 @@ impl FuseSession {
     /// Unmounts and waits for the threads, aborting the connection when they do not see the end in time.
     pub fn stop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
+        let keeping = self.keeping.take();
         if !self.unmounted
             && let Err(error) = unmount(&self.path, UnmountFlags::DETACH)
         {
             tracing::warn!(path = %self.path.display(), %error, "cannot unmount FUSE");
+        }
+        if let Some(keeping) = keeping {
+            keeping.forget(self.connection);
         }
         let deadline = Instant::now() + END_GRACE;
         while !thread.is_finished() {
@@ -183,16 +274,16 @@ fn mount(device: &OwnedFd, source: &str) -> rustix::io::Result<OwnedFd> {
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, super::super::mounts::attributes())
 }
 
-fn serve<F: Filesystem>(
-    filesystem: F,
-    device: OwnedFd,
-    config: SessionConfig,
-) -> io::Result<JoinHandle<io::Result<()>>> {
+fn options(config: SessionConfig, is_kept: bool) -> Config {
     let mut options = Config::default();
     options.acl = SessionACL::All;
     options.n_threads = Some(config.threads);
-    options.clone_fd = config.threads > 1;
-    let session = Session::from_fd(filesystem, device, SessionACL::All, options)?;
+    // A request that was read through a clone fails when the clone's process ends: see `resume`.
+    options.clone_fd = config.threads > 1 && !is_kept;
+    options
+}
+
+fn run<F: Filesystem>(session: Session<F>) -> io::Result<JoinHandle<io::Result<()>>> {
     std::thread::Builder::new().name("hermes-fuse".to_owned()).spawn(move || session.run())
 }
 
@@ -227,13 +318,25 @@ pub fn set_read_ahead(device_number: u64, kib: u32) -> io::Result<()> {
     std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string())
 }
 
-fn abort_connection(connection: u32) {
+/// The kernel's folder of `connection`.
+fn control_folder(connection: u32) -> PathBuf {
     let control = Path::new("/sys/fs/fuse/connections");
-    if !control.join(connection.to_string()).exists() {
+    let folder = control.join(connection.to_string());
+    if !folder.exists() {
         // Not mounted by default in containers; harmless when it is already.
         let _ = rustix::mount::mount("fusectl", control, "fusectl", rustix::mount::MountFlags::empty(), None);
     }
-    if let Err(error) = std::fs::write(control.join(connection.to_string()).join("abort"), "1") {
+    folder
+}
+
+/// Requests of `connection` that nobody has answered; `None` when the kernel does not say.
+fn waiting_requests(connection: u32) -> Option<u64> {
+    std::fs::read_to_string(control_folder(connection).join("waiting")).ok()?.trim().parse().ok()
+}
+
+/// Ends a connection: everything that waits for it fails.
+pub(crate) fn abort_connection(connection: u32) {
+    if let Err(error) = std::fs::write(control_folder(connection).join("abort"), "1") {
         tracing::debug!(connection, %error, "cannot abort a FUSE connection");
     }
 }

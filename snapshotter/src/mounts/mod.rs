@@ -8,6 +8,7 @@ pub mod loops;
 pub mod probe;
 pub mod users;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -75,6 +76,11 @@ impl Mounted {
         }
     }
 
+    /// A mount that another process has made at `path`.
+    pub(crate) fn adopt(path: &Path) -> Self {
+        Self::new(path, Vec::new(), None)
+    }
+
     /// Where.
     pub fn path(&self) -> &Path {
         &self.path
@@ -121,6 +127,21 @@ pub fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(points.filter(|point| point.starts_with(dir)).collect())
 }
 
+/// The type of the topmost file system at each mount point, by the kernel's own list. No mount point is touched.
+///
+/// # Errors
+/// When the list cannot be read.
+pub(crate) fn types() -> io::Result<BTreeMap<PathBuf, String>> {
+    let list = std::fs::read_to_string("/proc/self/mountinfo")?;
+    // The mount point is the fifth field, the type the first after the dash (proc_pid_mountinfo(5)); later lines lie
+    // above earlier ones.
+    let entry = |line: &str| {
+        let (before, after) = line.split_once(" - ")?;
+        Some((unescape(before.split(' ').nth(4)?), after.split(' ').next()?.to_owned()))
+    };
+    Ok(list.lines().filter_map(entry).collect())
+}
+
 /// The kernel writes space, tab, newline and backslash of mount points in octal.
 fn unescape(text: &str) -> PathBuf {
     use std::os::unix::ffi::OsStringExt as _;
@@ -151,5 +172,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         assert!(is_mount_point(Path::new("/")).expect("readable"));
         assert!(!is_mount_point(folder.path()).expect("readable"));
+        let types = types().expect("readable");
+        assert_eq!(types.get(Path::new("/proc")).map(String::as_str), Some("proc"));
+        assert_eq!(types.get(folder.path()), None);
     }
 }

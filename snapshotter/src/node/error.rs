@@ -24,6 +24,12 @@ pub enum NodeError {
     /// Mounting is for root.
     #[error("a node needs root to mount; run it with sudo")]
     NotRoot,
+    /// The state folder is of another version.
+    #[error(transparent)]
+    StateVersion(#[from] crate::state_version::StateVersionError),
+    /// The supervisor's socket cannot be used.
+    #[error("cannot use the supervisor's socket (NOTIFY_SOCKET): {0}")]
+    Supervisor(#[source] io::Error),
     /// A setting is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -204,6 +210,7 @@ impl NodeError {
             Self::NotRoot => FailureClass::Denied,
             Self::Config(_) | Self::Address(_) => FailureClass::Usage,
             Self::Io { .. } | Self::Key { .. } | Self::Store(_) | Self::Peers(_) => FailureClass::Local,
+            Self::StateVersion(_) | Self::Supervisor(_) => FailureClass::Local,
             Self::Peer { .. } | Self::Unknown { .. } => FailureClass::Unreachable,
             Self::Image(error) => find_class(error),
             Self::Indexing(error) => match &**error {

@@ -1,9 +1,13 @@
 //! The daemon: builds everything from its settings, answers commands, ends in order.
 //!
 //! Composition root of the node. It opens the store, probes the kernel, joins the swarm, starts the fetch driver, and
-//! listens on the control socket and, if it is told to, on containerd's. It needs no network to start and serves what it has. When it ends it unmounts what
-//! it mounted, newest first; when it is killed, mounts stay behind as dead FUSE connections until the next daemon of
-//! the same state folder clears them away.
+//! listens on the control socket and, if it is told to, on containerd's. It needs no network to start and serves what it
+//! has.
+//!
+//! Under a supervisor ([`crate::keeper`]) its end is not that of what it shows: killed or told to hand over, it leaves
+//! its mounts to the next daemon, which goes on with them ([`restore`]) before it does anything else. Told to drain, or
+//! without a supervisor, it unmounts what it mounted, newest first; and when it is killed without a supervisor, its
+//! mounts answer ENOTCONN until the next daemon of the same state folder clears them away.
 
 mod complete;
 mod drain;
@@ -11,7 +15,9 @@ mod error;
 pub mod keys;
 mod mount;
 mod observe;
+mod record;
 mod resolve;
+mod restore;
 mod serve;
 mod snapshots;
 mod ways;
@@ -44,20 +50,47 @@ use crate::fs::locate::ShownTree;
 use crate::fs::read::{LayerFile, Reader};
 use crate::fs::session::FuseSession;
 use crate::index_folder::IndexFolder;
+use crate::keeper::notify::{Inherited, Notifier};
 use crate::mounts::Mounted;
 use crate::origin::{FindImageError, OriginClient};
+use crate::state_version;
 use crate::status::Way;
 
 /// How long a daemon that ends may keep the store after it has stopped listening: it unmounts and syncs.
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often its successor looks.
 const STORE_RETRY: Duration = Duration::from_millis(20);
+/// How long a daemon that hands over lets a mount or unmount finish that is under way. Both take milliseconds.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Where layer files are served, below the state folder.
+const LAYERS_FOLDER: &str = "layers";
 
 pub use error::{NodeError, find_class, origin_class};
 use observe::Observer;
 pub use observe::Readiness;
+use record::LAYERS_CONNECTION;
 use snapshots::RunningSnapshots;
-use ways::Ways;
+use ways::{Probe, Ways};
+
+/// Who supervises this process, and what that has kept from the process before.
+#[derive(Debug, Default)]
+pub struct Supervision {
+    /// The supervisor; `None` when there is none.
+    pub notifier: Option<Notifier>,
+    /// What it has kept.
+    pub inherited: Inherited,
+}
+
+impl Supervision {
+    /// As the environment says. To be called once, before anything else opens descriptors.
+    ///
+    /// # Errors
+    /// When the supervisor's socket cannot be one.
+    pub fn from_environment() -> Result<Self, NodeError> {
+        let notifier = Notifier::from_environment().map_err(NodeError::Supervisor)?;
+        Ok(Self { notifier, inherited: Inherited::from_environment() })
+    }
+}
 
 /// A running node.
 #[derive(Debug)]
@@ -72,6 +105,7 @@ pub struct Node {
 #[derive(Debug)]
 struct Inner {
     config: NodeConfig,
+    notifier: Option<Arc<Notifier>>,
     store: Arc<Store>,
     peers: hermes_p2p::Node,
     content: Arc<NodeContent>,
@@ -123,17 +157,21 @@ enum Shown {
 }
 
 impl Node {
-    /// Starts a node.
+    /// Starts a node, which goes on with what the one before it showed as far as `supervision` has kept it.
     ///
     /// # Errors
-    /// When a setting is wrong, the store cannot be opened, the swarm cannot listen, or another daemon runs already.
-    pub async fn start(config: NodeConfig) -> Result<Self, NodeError> {
+    /// When a setting is wrong, the state folder is of an unknown version, the store cannot be opened, the swarm cannot
+    /// listen, or another daemon runs already.
+    pub async fn start(config: NodeConfig, supervision: Supervision) -> Result<Self, NodeError> {
         config.validate()?;
         if !rustix::process::geteuid().is_root() {
             return Err(NodeError::NotRoot);
         }
-        let io = |what, path: PathBuf| move |source| NodeError::Io { what, path, source };
-        private_folder(&config.state).map_err(io("make", config.state.clone()))?;
+        private_folder(&config.state).map_err(|source| {
+            let path = config.state.clone();
+            NodeError::Io { what: "make", path, source }
+        })?;
+        state_version::open(&config.state)?;
         raise_file_limit();
         let observer = Observer::start(config.metrics_listen).await?;
         let started_at_seconds = observe::seconds_now();
@@ -142,7 +180,9 @@ impl Node {
         // Only whoever has the store counts: the daemon before this one may be about to end.
         let starts = observe::count_start(&config.state);
         let origin_client = OriginClient::new(config.registries.origin_config()).map_err(FindImageError::from)?;
-        serve::clear_leftovers(&config.state);
+        let Supervision { notifier, inherited } = supervision;
+        let notifier = notifier.map(Arc::new);
+        serve::clear_leftovers(&config.state, notifier.is_some() && inherited.has(LAYERS_CONNECTION));
         serve::unpin_what_is_gone(&store)?;
         let key = keys::load_or_create(&config.state.join("index-key"))?;
         let mut trusted = config.public_keys()?;
@@ -150,25 +190,38 @@ impl Node {
         let content = Arc::new(NodeContent::new(Arc::clone(&store)));
         let peers = join_swarm(&config, Arc::clone(&content)).await?;
         let artifacts = Artifacts::new(Arc::clone(&store), Some(peers.clone()));
-        for folder in &config.index_folders {
-            artifacts.add_folder(IndexFolder::new(folder));
-        }
-        let seed = u64::from(std::process::id()) ^ rand::random::<u64>();
-        let fetch = fetch::spawn(FetchConfig {
-            store: Arc::clone(&store),
-            peers: Some(peers.clone()),
-            limits: Limits::default(),
-            seed,
-        });
+        config.index_folders.iter().for_each(|folder| artifacts.add_folder(IndexFolder::new(folder)));
+        let fetch = start_fetching(&store, &peers);
         let reader = Reader::new(tokio::runtime::Handle::current(), config.read_deadline());
         let directory = Arc::new(LayerDirectory::default());
-        let ways = Ways::probe(&config.state, &store, &fetch, &directory, &reader, config.erofs_backing).await?;
-        let socket = socket_path(&config.state);
-        let _ = std::fs::remove_file(&socket);
-        let listener = UnixListener::bind(&socket).map_err(io("listen on", socket.clone()))?;
-        serve::only_for_root(&socket).map_err(io("protect", socket))?;
+        let layers_dir = config.state.join(LAYERS_FOLDER);
+        let parts = restore::Parts {
+            layers_dir: &layers_dir,
+            store: &store,
+            artifacts: &artifacts,
+            fetch: &fetch,
+            reader: &reader,
+            directory: &directory,
+            origin_client: &origin_client,
+            notifier: notifier.clone(),
+        };
+        let mut restored = parts.restore(inherited).await?;
+        let ways = Ways::probe(Probe {
+            state: config.state.clone(),
+            layers_dir,
+            store: Arc::clone(&store),
+            fetch: fetch.clone(),
+            directory: Arc::clone(&directory),
+            reader: reader.clone(),
+            notifier: notifier.clone(),
+            wanted: config.erofs_backing,
+            session: restored.session.take(),
+        })
+        .await?;
+        let listener = listen(&config)?;
         let inner = Arc::new(Inner {
             config,
+            notifier,
             store,
             peers,
             content,
@@ -180,11 +233,11 @@ impl Node {
             key,
             trusted,
             origin_client,
-            origins: Mutex::default(),
-            layers: Mutex::default(),
-            next_mount: AtomicU64::default(),
+            origins: Mutex::new(restored.origins),
+            layers: Mutex::new(restored.layers),
+            next_mount: AtomicU64::new(restored.next_mount),
             mounting: tokio::sync::Mutex::default(),
-            images: tokio::sync::Mutex::default(),
+            images: tokio::sync::Mutex::new(restored.images),
             unused: tokio::sync::Notify::new(),
             starts,
             started_at_seconds,
@@ -196,7 +249,7 @@ impl Node {
         }
         let snapshots = RunningSnapshots::start(&inner).await?;
         observer.readiness.snapshots_are(snapshots.is_some());
-        tracing::info!(peer_id = %inner.peers.local_peer_id(), "node started");
+        inner.catch_up(restored.peers).await;
         Ok(Self { inner, listener, observer, snapshots })
     }
 
@@ -223,10 +276,46 @@ impl Node {
         ended
     }
 
+    /// Whether somebody keeps what this node shows when it hands over.
+    pub fn is_supervised(&self) -> bool {
+        self.inner.notifier.is_some()
+    }
+
+    /// Ends the process so that the next one can go on: nothing is unmounted, and reads that wait for their bytes are
+    /// not answered, because the next daemon is asked for them again.
+    pub async fn hand_over(self) -> ! {
+        let Self { inner, listener, observer, snapshots } = self;
+        observer.readiness.control_is(false);
+        drop(listener);
+        let _ = std::fs::remove_file(socket_path(&inner.config.state));
+        // containerd's calls end first; those that it makes meanwhile wait for the next daemon.
+        if let Some(snapshots) = snapshots
+            && tokio::time::timeout(HANDOVER_TIMEOUT, snapshots.stop()).await.is_err()
+        {
+            tracing::warn!("handing over while containerd is being answered");
+        }
+        // A thread that mounts waits for this process to answer, and could not end without it.
+        let quiet = async { (inner.mounting.lock().await, inner.images.lock().await) };
+        let quiet = tokio::time::timeout(HANDOVER_TIMEOUT, quiet).await;
+        if quiet.is_err() {
+            tracing::warn!("handing over while something is being mounted");
+        }
+        let store = Arc::clone(&inner.store);
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || store.sync()).await {
+            tracing::warn!(%error, "what came last is not durable; it is fetched again");
+        }
+        tracing::info!("handing over");
+        // Anything that is dropped from here on would answer somebody with an error.
+        crate::keeper::exit_at_once(0)
+    }
+
     /// Unmounts everything, makes what came durable, leaves the swarm.
     pub async fn stop(self) {
         let Self { inner, listener, observer, snapshots } = self;
         observer.readiness.control_is(false);
+        if let Some(Err(error)) = inner.notifier.as_deref().map(Notifier::stopping) {
+            tracing::warn!(%error, "the supervisor does not hear that the node ends");
+        }
         drop(listener);
         if let Some(snapshots) = snapshots {
             snapshots.stop().await;
@@ -235,8 +324,16 @@ impl Node {
         let mut images = std::mem::take(&mut *inner.images.lock().await);
         while let Some(image) = images.pop() {
             let dir = image.dir.clone();
-            if tokio::task::spawn_blocking(move || drop(image)).await.is_err() {
-                tracing::warn!(dir = %dir.display(), "an unmount did not end well");
+            let store = Arc::clone(&inner.store);
+            let unmounted = tokio::task::spawn_blocking(move || {
+                let dir = image.dir.clone();
+                drop(image);
+                store.remove_mount(&dir)
+            });
+            match unmounted.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(dir = %dir.display(), %error, "the unmount is not noted"),
+                Err(_) => tracing::warn!(dir = %dir.display(), "an unmount did not end well"),
             }
         }
         inner.ways.stop().await;
@@ -256,6 +353,27 @@ async fn follow_completions(node: Weak<Inner>, mut completions: watch::Receiver<
     }
 }
 
+impl Inner {
+    /// Tells that the node answers, and does for trees that go on what a mount does beside showing them.
+    async fn catch_up(self: &Arc<Self>, peers: Vec<String>) {
+        tracing::info!(peer_id = %self.peers.local_peer_id(), "node started");
+        if let Some(Err(error)) = self.notifier.as_deref().map(Notifier::ready) {
+            tracing::warn!(%error, "the supervisor does not hear that the node has started");
+        }
+        for image in self.images.lock().await.iter() {
+            self.announce(&image.layers);
+        }
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            for peer in peers {
+                if let Err(error) = inner.connect(std::slice::from_ref(&peer)).await {
+                    tracing::info!(peer, %error, "a peer that was named is not there now");
+                }
+            }
+        });
+    }
+}
+
 /// Makes a folder that only root can enter, as the files below it hold what images hold.
 ///
 /// # Errors
@@ -263,6 +381,25 @@ async fn follow_completions(node: Weak<Inner>, mut completions: watch::Receiver<
 pub fn private_folder(path: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Where commands are answered.
+fn listen(config: &NodeConfig) -> Result<UnixListener, NodeError> {
+    let io = |what, path: PathBuf| move |source| NodeError::Io { what, path, source };
+    let socket = socket_path(&config.state);
+    let _ = std::fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).map_err(io("listen on", socket.clone()))?;
+    serve::only_for_root(&socket).map_err(io("protect", socket))?;
+    Ok(listener)
+}
+
+fn start_fetching(store: &Arc<Store>, peers: &hermes_p2p::Node) -> FetchHandle {
+    fetch::spawn(FetchConfig {
+        store: Arc::clone(store),
+        peers: Some(peers.clone()),
+        limits: Limits::default(),
+        seed: u64::from(std::process::id()) ^ rand::random::<u64>(),
+    })
 }
 
 /// The store keeps a descriptor open for each layer, and each peer and request has one: take what the system allows.

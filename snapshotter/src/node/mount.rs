@@ -18,13 +18,14 @@ use hermes_policy::geometry::GeometryError;
 use hermes_store::{ImageLayer, ImageRecord};
 use tokio::sync::mpsc;
 
+use super::record::{MountRecord, tree_connection};
 use super::resolve::FoundImage;
 use super::{Inner, MountedImage, NodeError, Shown};
 use crate::control::{Answer, MountRequest};
 use crate::fetch::{LayerOrigin, LayerUser, MountNo, OpenLayer, SpanIndexSource};
 use crate::fs::locate::ShownTree;
 use crate::fs::read::LayerFile;
-use crate::fs::session::{FuseSession, SessionConfig};
+use crate::fs::session::{FuseSession, Keeping, SessionConfig};
 use crate::fs::tree::TreeFs;
 use crate::index_folder::IndexFolder;
 use crate::indexing::build_index;
@@ -103,7 +104,7 @@ impl Inner {
         }
     }
 
-    async fn connect(&self, peers: &[String]) -> Result<(), NodeError> {
+    pub(super) async fn connect(&self, peers: &[String]) -> Result<(), NodeError> {
         for peer in peers {
             let unreachable = |reason: String| NodeError::Peer { peer: peer.clone(), reason };
             let addresses = super::peer_address("--peer", peer)?.resolve().await;
@@ -260,16 +261,16 @@ impl Inner {
         // Before the mount: a kernel mount outlives a daemon that is killed, and what it reads must not be evicted then.
         self.remember(&request.image, &index)?;
         self.store.pin(image.manifest, MOUNT_PIN)?;
-        let shown = self.show_as(way, wanted, &request.dir, &index, files).await?;
-        for layer in &layers {
-            let (peers, layer) = (self.peers.clone(), layer.diff_id());
-            // Announcing takes a walk through the DHT; the mount does not wait for it.
-            tokio::spawn(async move {
-                if let Err(error) = peers.provide(layer).await {
-                    tracing::debug!(%layer, %error, "the layer is not announced yet");
-                }
-            });
-        }
+        // Before the mount too: a daemon that takes over must know of everything that can be seen.
+        record(&request, &index, way).put(&self.store, &request.dir)?;
+        let shown = match self.show_as(way, wanted, &request.dir, &index, files).await {
+            Ok(shown) => shown,
+            Err(error) => {
+                self.store.remove_mount(&request.dir)?;
+                return Err(error);
+            }
+        };
+        self.announce(&layers);
         tracing::info!(image = %request.image, dir = %request.dir.display(), %way, "mounted");
         let mut detail = if complete { ", complete" } else { "" }.to_owned();
         if image.now.is_err() {
@@ -298,6 +299,19 @@ impl Inner {
         mounted.lengthen_read_ahead();
         self.images.lock().await.push(mounted);
         Ok(Answer::Mounted { dir: request.dir, way, detail })
+    }
+
+    /// Tells the swarm that this node has parts of `layers`.
+    pub(super) fn announce(&self, layers: &[Arc<OpenLayer>]) {
+        for layer in layers {
+            let (peers, layer) = (self.peers.clone(), layer.diff_id());
+            // Announcing takes a walk through the DHT; nobody waits for it.
+            tokio::spawn(async move {
+                if let Err(error) = peers.provide(layer).await {
+                    tracing::debug!(%layer, %error, "the layer is not announced yet");
+                }
+            });
+        }
     }
 
     /// Opens a layer for `user`; one that another mount has open already serves both, and then may be read from either
@@ -374,9 +388,10 @@ impl Inner {
                     reason: error.to_string(),
                 })?;
                 let filesystem = TreeFs::new(image, files, self.reader.clone());
+                let keeping = self.notifier.clone().map(|notifier| Keeping { notifier, name: tree_connection(&dir) });
                 Box::new(move || {
                     let config = SessionConfig { read_ahead_kib: TreeFs::READ_AHEAD_KIB, ..SessionConfig::default() };
-                    Ok(Shown::Fuse(FuseSession::start(filesystem, &dir, config)?))
+                    Ok(Shown::Fuse(FuseSession::start(filesystem, &dir, config, keeping)?))
                 })
             }
         };
@@ -438,6 +453,8 @@ impl Inner {
                 NodeError::Io { what: "unmount", path: dir, source }
             });
         }
+        // After the mount: a record of what is not mounted is found out by looking, a mount without a record is not.
+        self.store.remove_mount(dir)?;
         drop(images);
         self.reader.locator().remove(&image.located);
         let (number, layers) = (image.number, image.layers.iter().map(|layer| layer.diff_id()).collect::<Vec<_>>());
@@ -458,6 +475,21 @@ impl MountedImage {
         {
             mounted.set_read_ahead(mounts::erofs::LOCAL_READ_AHEAD_KIB);
         }
+    }
+}
+
+/// What the next daemon needs to go on with this mount.
+fn record(request: &MountRequest, index: &OpenIndex, way: Way) -> MountRecord {
+    MountRecord {
+        manifest: index.statement.manifest,
+        chain: index.chain,
+        reference: request.image.clone(),
+        plain_http: request.plain_http,
+        way,
+        tree: index.tree_id,
+        layers: index.statement.layers.clone(),
+        index_folders: request.index_folders.clone(),
+        peers: request.peers.clone(),
     }
 }
 

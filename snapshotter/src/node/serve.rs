@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::mount::MOUNT_PIN;
-use super::{Inner, NodeError};
+use super::{Inner, LAYERS_FOLDER, NodeError};
 use crate::control::{Answer, Failure, Request, read_line, write_line};
 use crate::status::{ImageStatus, NodeStatus, PeerStatus, WaitingReads};
 
@@ -192,10 +192,10 @@ pub(super) fn only_for_root(socket: &Path) -> io::Result<()> {
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
 }
 
-/// Unmounts what a daemon that was killed left below the state folder. What it left elsewhere answers with ENOTCONN
-/// until somebody unmounts it; this node does not know where that is.
-pub(super) fn clear_leftovers(state: &Path) {
-    for name in ["probe", "layers"] {
+/// Unmounts what a daemon that was killed left below the state folder, except for the layer files if their connection
+/// was kept. What it left elsewhere is cleared away by its record.
+pub(super) fn clear_leftovers(state: &Path, keeps_layers: bool) {
+    for name in ["probe", LAYERS_FOLDER].into_iter().filter(|name| !(keeps_layers && *name == LAYERS_FOLDER)) {
         let path = state.join(name);
         // A dead FUSE mount cannot even be looked at, so unmounting is simply tried.
         while rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH).is_ok() {

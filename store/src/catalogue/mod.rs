@@ -15,6 +15,7 @@
 //! | `pins` | manifest digest, owner's name | nothing |
 //! | `snapshots` | name | [`SnapshotRecord`](crate::SnapshotRecord) as JSON |
 //! | `children` | parent's number, child's number (u64 big endian each) | nothing |
+//! | `mounts` | path of the mount point | what its owner noted |
 //!
 //! Layers have numbers besides their diffIDs to keep keys short; a number is never used twice, so what a crash leaves
 //! of a removed layer can never be taken for another's. A place is a hint: whoever follows it verifies what it finds,
@@ -54,7 +55,8 @@ const IMAGES: &str = "images";
 const PINS: &str = "pins";
 const SNAPSHOTS: &str = "snapshots";
 const CHILDREN: &str = "children";
-const FAMILIES: [&str; 9] = [META, LAYERS, PRESENCE, USES, PLACES, IMAGES, PINS, SNAPSHOTS, CHILDREN];
+const MOUNTS: &str = "mounts";
+const FAMILIES: [&str; 10] = [META, LAYERS, PRESENCE, USES, PLACES, IMAGES, PINS, SNAPSHOTS, CHILDREN, MOUNTS];
 
 /// Memory of a family's write buffer. The whole catalogue of a node is tens of MiB. RocksDB allocates a tenth more
 /// than this on disk for its log.
@@ -320,6 +322,21 @@ impl Catalogue {
             }
         }
         Ok(pins)
+    }
+
+    /// Sets or removes the note of the mount point `dir`.
+    pub(crate) fn set_mount(&self, dir: &[u8], note: Option<&[u8]>) -> Result<(), StoreError> {
+        let mut batch = WriteBatch::default();
+        match note {
+            Some(note) => batch.put_cf(self.family(MOUNTS), dir, note),
+            None => batch.delete_cf(self.family(MOUNTS), dir),
+        }
+        self.write(batch, Durability::Synced)
+    }
+
+    /// Every mount point and its note.
+    pub(crate) fn mounts(&self) -> Result<Vec<Item>, StoreError> {
+        self.iterate(MOUNTS, &[]).collect()
     }
 }
 

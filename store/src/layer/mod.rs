@@ -220,7 +220,8 @@ impl Layer {
         self.table.diff_id()
     }
 
-    pub(crate) fn number(&self) -> u32 {
+    /// Its number in this store: the same at every open, and never another layer's, also when this one is removed.
+    pub fn number(&self) -> u32 {
         self.number
     }
 

@@ -1,20 +1,25 @@
-//! `hermes node`: the daemon. What sets a host up for it is in [`super::setup`].
+//! `hermes node`: the daemon, and what is done to a running one. What sets a host up for it is in [`super::setup`].
+
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use hermes_snapshotter::config::{NodeConfig, RegistrySettings};
+use hermes_snapshotter::control::{self, Request};
 use hermes_snapshotter::mounts::erofs::Backing;
-use hermes_snapshotter::node::Node;
+use hermes_snapshotter::node::{Node, NodeError, Supervision};
 use hermes_snapshotter::origin::{ClientCertificate, HOSTS_DIR, TlsSettings};
 use hermes_snapshotter::snapshots::DEFAULT_SOCKET;
+use hermes_snapshotter::state_version::StateVersions;
 use hermes_snapshotter::status::Way;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::StateArgs;
-use super::setup::SetupCommand;
+use super::mount::expect_done;
+use super::setup::{self, SetupCommand};
 use crate::output::failure;
 
 /// Arguments of `hermes node`.
@@ -22,7 +27,7 @@ use crate::output::failure;
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct NodeArgs {
     #[command(subcommand)]
-    pub(crate) setup: Option<SetupCommand>,
+    command: Option<NodeCommand>,
     #[command(flatten)]
     state: StateArgs,
     /// Where peers reach this node, as host:port or a multiaddress.
@@ -143,8 +148,55 @@ impl RegistryArgs {
     }
 }
 
-/// Runs the daemon until it is told to end, or nothing is mounted any more.
-pub(crate) async fn run(args: NodeArgs) -> anyhow::Result<()> {
+/// What is done to a host, or to a running daemon.
+#[derive(Debug, Subcommand)]
+enum NodeCommand {
+    #[command(flatten)]
+    Setup(SetupCommand),
+    /// Unmount everything and end, also under a supervisor.
+    Drain(DrainArgs),
+    /// Replace the running daemon's program; processes that read from mounted images do not notice.
+    Upgrade(upgrade::UpgradeArgs),
+    /// Print, as JSON, which versions of the state folder this program can use.
+    StateVersion,
+}
+
+/// Arguments of `hermes node drain`.
+#[derive(Debug, Args)]
+struct DrainArgs {
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+impl NodeArgs {
+    /// Whether it runs the daemon.
+    pub(crate) fn is_daemon(&self) -> bool {
+        self.command.is_none()
+    }
+}
+
+/// Does what is asked: runs the daemon, or something to a host or a running daemon.
+pub(crate) async fn run(mut args: NodeArgs) -> anyhow::Result<()> {
+    match args.command.take() {
+        None => serve(args).await,
+        Some(NodeCommand::Setup(command)) => setup::run(command).await,
+        Some(NodeCommand::Drain(drain)) => {
+            let state = std::path::absolute(&drain.state.state)?;
+            expect_done(control::ask(&state, &Request::Shutdown, |_| ()).await).map(drop)
+        }
+        Some(NodeCommand::Upgrade(upgrade)) => upgrade::run(upgrade).await,
+        Some(NodeCommand::StateVersion) => {
+            println!("{}", serde_json::to_string(&StateVersions::OURS)?);
+            Ok(())
+        }
+    }
+}
+
+/// Runs the daemon until it is told to end, or nothing is mounted any more. Under a supervisor SIGTERM means to hand
+/// over to the next one; SIGINT and `hermes node drain` always mean to unmount everything.
+async fn serve(args: NodeArgs) -> anyhow::Result<()> {
+    let classed = |error: NodeError| failure(error.class(), error.to_string());
+    let supervision = Supervision::from_environment().map_err(classed)?;
     let config = NodeConfig {
         state: std::path::absolute(&args.state.state)?,
         listen: args.listen,
@@ -162,12 +214,16 @@ pub(crate) async fn run(args: NodeArgs) -> anyhow::Result<()> {
         snapshotter_socket: args.containerd_socket.map(std::path::absolute).transpose()?,
     };
     let mut terminate = signal(SignalKind::terminate())?;
-    let node = Node::start(config).await.map_err(|error| failure(error.class(), error.to_string()))?;
-    let ended = tokio::select! {
-        ended = node.serve() => ended,
-        _ = tokio::signal::ctrl_c() => Ok(()),
-        _ = terminate.recv() => Ok(()),
+    let node = Node::start(config, supervision).await.map_err(classed)?;
+    let (ended, hands_over) = tokio::select! {
+        ended = node.serve() => (ended, false),
+        _ = tokio::signal::ctrl_c() => (Ok(()), false),
+        _ = terminate.recv() => (Ok(()), node.is_supervised()),
     };
-    node.stop().await;
-    ended.map_err(|error| failure(error.class(), error.to_string()))
+    if hands_over {
+        node.hand_over().await;
+    } else {
+        node.stop().await;
+    }
+    ended.map_err(classed)
 }
