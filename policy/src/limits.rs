@@ -230,7 +230,7 @@ impl Default for Limits {
             explore_demand_one_in: 64,
 
             readahead_streams: 8,
-            readahead_first_bytes: MIB,
+            readahead_first_bytes: MIB / 2,
             readahead_max_bytes: 16 * MIB,
         }
     }

@@ -28,6 +28,8 @@ pub struct Ahead {
 struct Stream {
     /// The place of its mark.
     place: usize,
+    /// Where the reader began.
+    first_chunk: u32,
     /// Where the reader will go on, as far as it was heard of.
     next_chunk: u32,
     /// The chunk after the last that was fetched ahead.
@@ -54,7 +56,13 @@ impl Readahead {
             let is_full = self.streams.len() >= limits.readahead_streams;
             let forgotten = if is_full { self.streams.pop_front() } else { None };
             let place = forgotten.map_or(self.streams.len(), |stream| stream.place);
-            self.streams.push_back(Stream { place, next_chunk: run.end, ahead_end: run.end, window_bytes: 0 });
+            self.streams.push_back(Stream {
+                place,
+                first_chunk: run.start,
+                next_chunk: run.end,
+                ahead_end: run.end,
+                window_bytes: 0,
+            });
             return Ahead::default();
         };
         let Some(mut stream) = self.streams.remove(index) else { return Ahead::default() };
@@ -65,8 +73,8 @@ impl Readahead {
         let left_bytes = geometry.len_bytes(&(stream.next_chunk..stream.ahead_end));
         // Half a window is left to hide the round trip of the next one.
         if advanced && left_bytes <= stream.window_bytes / 2 {
-            stream.window_bytes =
-                (stream.window_bytes * 2).clamp(limits.readahead_first_bytes, limits.readahead_max_bytes);
+            let read_bytes = geometry.len_bytes(&(stream.first_chunk..stream.next_chunk));
+            stream.window_bytes = (read_bytes / 2).clamp(limits.readahead_first_bytes, limits.readahead_max_bytes);
             let end = geometry.chunk_at(geometry.start_bytes(stream.next_chunk) + stream.window_bytes);
             let end = geometry.same_file(run.end - 1..end.max(run.end)).end;
             ahead.chunks = stream.ahead_end..end.max(stream.ahead_end);
