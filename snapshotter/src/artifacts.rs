@@ -85,6 +85,11 @@ impl Artifacts {
         }
     }
 
+    /// The folders, in the order in which they are looked in.
+    pub fn folders(&self) -> Vec<IndexFolder> {
+        self.folders.read().clone()
+    }
+
     /// The artifact `id`, whole; `None` when nobody has it. Cancel safe.
     ///
     /// # Errors
@@ -94,14 +99,14 @@ impl Artifacts {
             return Ok(Some(found));
         }
         let ask = |node: hermes_p2p::Node, peer| async move { node.artifact(peer, id, deadline()).await };
-        let Some(found) = self.from_peers(id.to_string(), ask, Ok).await else { return Ok(None) };
+        let Some(found) = self.ask_peers(id.to_string(), ask, Ok).await else { return Ok(None) };
         self.keep(found.clone()).await?;
         Ok(Some(found))
     }
 
     /// Asks the connected peers, the next one when one has failed or takes long, until one gives what `check` accepts.
     /// Who gives what cannot be is banned. Cancel safe.
-    async fn from_peers<A, T, R>(
+    async fn ask_peers<A, T, R>(
         &self,
         what: String,
         ask: impl Fn(hermes_p2p::Node, PeerId) -> R,
@@ -189,7 +194,7 @@ impl Artifacts {
             async move { node.artifact_range(peer, id, range, deadline()).await }
         };
         let check = |part| check(part).map_err(|error| Refused { is_lie: true, reason: error.to_string() });
-        Ok(self.from_peers(format!("{id} {range:?}"), ask, check).await)
+        Ok(self.ask_peers(format!("{id} {range:?}"), ask, check).await)
     }
 
     /// Part of an artifact that is here.
@@ -242,7 +247,7 @@ impl Artifacts {
                 Err(Refused { is_lie, reason })
             }
         };
-        if let Some(found) = self.from_peers(manifest.to_string(), ask, check).await {
+        if let Some(found) = self.ask_peers(manifest.to_string(), ask, check).await {
             return Ok(Some(found));
         }
         refused.map_or(Ok(None), |error| Err(error.into()))

@@ -55,6 +55,8 @@ pub struct NodeConfig {
     /// Where to answer containerd as a snapshotter; not at all when absent. The snapshots are kept in `snapshots` below
     /// the state folder.
     pub snapshotter_socket: Option<PathBuf>,
+    /// Let containerd pull every image as ever.
+    pub plain: bool,
     /// Where `/metrics`, `/healthz` and `/readyz` are served; nowhere when absent.
     pub metrics_listen: Option<SocketAddr>,
     /// How registries are reached.
@@ -143,6 +145,7 @@ impl Default for NodeConfig {
             metrics_listen: None,
             registries: RegistrySettings::default(),
             snapshotter_socket: None,
+            plain: false,
         }
     }
 }

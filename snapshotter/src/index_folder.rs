@@ -23,6 +23,10 @@ use thiserror::Error;
 /// Longest artifact that is read, in bytes of its plain form: the table of contents of two million files.
 pub const ARTIFACT_LEN_MAX_BYTES: usize = 1 << 30;
 
+/// Longest reference that is believed, in bytes: a host, a repository and a tag at their longest (253, 255 and 128 by
+/// the distribution spec), with room.
+const REFERENCE_LEN_MAX_BYTES: usize = 1024;
+
 /// A folder of indexes that cannot be read or written.
 #[derive(Debug, Error)]
 pub enum IndexFolderError {
@@ -67,6 +71,10 @@ impl IndexFolder {
         self.path.join("statements").join(format!("{}.json", manifest.hex()))
     }
 
+    fn reference_path(&self, manifest: Digest) -> PathBuf {
+        self.path.join("references").join(manifest.hex())
+    }
+
     fn artifact_path(&self, id: ArtifactId) -> PathBuf {
         self.path.join("artifacts").join(id.hex())
     }
@@ -77,6 +85,46 @@ impl IndexFolder {
     /// When it is there and cannot be read.
     pub fn statement(&self, manifest: Digest) -> Result<Option<Vec<u8>>, IndexFolderError> {
         read(&self.statement_path(manifest))
+    }
+
+    /// The manifests that it has statements about.
+    ///
+    /// # Errors
+    /// When it cannot be listed.
+    pub fn manifests(&self) -> Result<Vec<Digest>, IndexFolderError> {
+        let path = self.path.join("statements");
+        let failed = |source| IndexFolderError::Io { action: "list", path: path.clone(), source };
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut manifests = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(failed)?.file_name();
+            let hex = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            // Others are somebody's temporary files.
+            manifests.extend(hex.and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok()));
+        }
+        Ok(manifests)
+    }
+
+    /// Where `manifest` was indexed from, for whoever is not told otherwise. Nobody has signed it; whatever is read
+    /// from there is checked.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub fn reference(&self, manifest: Digest) -> Result<Option<String>, IndexFolderError> {
+        let text = read(&self.reference_path(manifest))?;
+        Ok(text.filter(|text| text.len() <= REFERENCE_LEN_MAX_BYTES).and_then(|text| String::from_utf8(text).ok()))
+    }
+
+    /// Writes down where `manifest` is from.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put_reference(&self, manifest: Digest, reference: &str) -> Result<(), IndexFolderError> {
+        write_whole(&self.reference_path(manifest), reference.as_bytes())
     }
 
     /// The artifact `id`.
@@ -153,6 +201,20 @@ mod tests {
             let mode = fs::metadata(&path).expect("there").permissions().mode();
             assert_eq!(mode & 0o777, FILE_MODE, "{}", path.display());
         }
+    }
+
+    #[test]
+    fn manifests_are_listed_with_where_they_are_from() {
+        let temporary = tempfile::tempdir().expect("a temporary folder");
+        let folder = IndexFolder::new(temporary.path());
+        let manifest = Digest([1; 32]);
+        assert_eq!(folder.manifests().expect("an empty list"), []);
+        folder.put_statement(manifest, b"signed").expect("written");
+        fs::write(temporary.path().join("statements/other.tmp1"), b"").expect("written");
+        assert_eq!(folder.manifests().expect("listed"), [manifest]);
+        assert_eq!(folder.reference(manifest).expect("nothing"), None);
+        folder.put_reference(manifest, "registry.test/a:b").expect("written");
+        assert_eq!(folder.reference(manifest).expect("there").as_deref(), Some("registry.test/a:b"));
     }
 
     #[test]

@@ -149,6 +149,19 @@ pub struct WaitingRead {
     pub asking: Vec<String>,
 }
 
+/// What was decided about an image that containerd pulled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullStatus {
+    /// Its manifest.
+    pub manifest: Digest,
+    /// What containerd calls it; empty when it does not say.
+    pub reference: String,
+    /// `lazy`, or the class of the reason for pulling it as ever (the label of `hermes_lazy_decisions_total`).
+    pub decision: String,
+    /// Why it is pulled as ever.
+    pub reason: Option<String>,
+}
+
 /// The whole answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -164,6 +177,8 @@ pub struct NodeStatus {
     pub ways: Vec<WayStatus>,
     /// Mounted images.
     pub images: Vec<ImageStatus>,
+    /// What was decided about images that containerd pulled, the latest last.
+    pub pulls: Vec<PullStatus>,
     /// Reads that wait now.
     pub waiting: WaitingReads,
     /// Peers that are connected.

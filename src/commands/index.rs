@@ -152,6 +152,9 @@ async fn build(args: BuildArgs) -> anyhow::Result<()> {
     let folder = args.folder.folder();
     let started = Instant::now();
     let (index, wire_bytes) = build_into(&origin, &image, &folder, &key).await?;
+    if !args.image.image.starts_with("oci:") {
+        folder.put_reference(image.manifest_digest, &args.image.image).map_err(local_failure)?;
+    }
     let elapsed = started.elapsed().as_secs_f64();
     let compressed: u64 = image.layers.iter().map(|layer| layer.len_bytes).sum();
     let logical: u64 = index.statement.layers.iter().map(|layer| layer.logical_len_bytes).sum();

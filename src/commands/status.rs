@@ -105,6 +105,13 @@ fn render(status: &NodeStatus) -> String {
     if let Some(peer_id) = &status.peer_id {
         out += &format!("peer {peer_id} at {}\n", status.listen.join(", "));
     }
+    for pull in &status.pulls {
+        let name = if pull.reference.is_empty() { pull.manifest.to_string() } else { pull.reference.clone() };
+        out += &match &pull.reason {
+            None => format!("containerd pulled {name}: {}\n", pull.decision),
+            Some(reason) => format!("containerd pulled {name}: as ever ({}): {reason}\n", pull.decision),
+        };
+    }
     if status.images.is_empty() {
         out += "\nno image is mounted\n";
     } else {

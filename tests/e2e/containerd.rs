@@ -2,25 +2,20 @@
 //! same snapshots at every moment, and nothing is left. Plus `kill -9` of the daemon between and within calls.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use hermes_tests::command::run;
-use hermes_tests::compress::Compression;
 use hermes_tests::daemon::Daemon;
 use hermes_tests::faulty::FaultyRegistry;
 use hermes_tests::guard::{ScratchDir, mounts_below, wait_for};
-use hermes_tests::layout::{Layout, NewLayer};
+use hermes_tests::runnable;
 use hermes_tests::snapshotter::{Client, Labels, directories};
-use hermes_tests::tarball::{Entry, Tarball};
 use hermes_tests::unpack::Containerd;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use serde_json::json;
 
 /// How long containerd may take to end a task or to collect garbage.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -31,34 +26,6 @@ const KILL_MAX_MS: u64 = 400;
 
 fn hermes() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_hermes"))
-}
-
-/// Images that can run: the shell and some programs of this machine, with their libraries, and layers that change and
-/// delete files of the ones below.
-fn runnable_images(dir: &Path) -> Result<Layout> {
-    let mut entries: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    for program in ["sh", "cat", "sleep"] {
-        let path = String::from_utf8(run(Command::new("which").arg(program))?)?;
-        let path = fs::canonicalize(path.trim())?;
-        entries.insert(format!("bin/{program}"), fs::read(&path)?);
-        let libraries = String::from_utf8(run(Command::new("ldd").arg(&path))?)?;
-        for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
-            entries.insert(library[1..].to_owned(), fs::read(library)?);
-        }
-    }
-    let programs = Tarball::of(entries.into_iter().map(|(name, data)| Entry::file(name, data).mode(0o755)));
-    let files = [Entry::file("etc/a", "a1"), Entry::file("etc/b", "b1"), Entry::file("gone/c", "c")];
-    let changes = [Entry::file("etc/a", "a2"), Entry::whiteout("etc/b"), Entry::opaque("gone")];
-    let other = Entry::file("etc/a", "other");
-    let layout = Layout::create(dir)?;
-    let layer = |tar: &[u8], compression| NewLayer { tar: tar.to_vec(), compression };
-    let (files, changes) = (Tarball::of(files), Tarball::of(changes));
-    let shared = [layer(&programs, Compression::Gzip(1)), layer(&files, Compression::Gzip(6))];
-    let [low, middle] = shared.clone();
-    layout.add("v1", &[low, middle, layer(&changes, Compression::Plain)], &json!({}))?;
-    let [low, middle] = shared;
-    layout.add("v2", &[low, middle, layer(&Tarball::of([other]), Compression::Gzip(6))], &json!({}))?;
-    Ok(layout)
 }
 
 /// Both sides. Fields drop in this order: containerd ends before the daemon that it asks.
@@ -79,7 +46,7 @@ impl Drop for Rig {
 impl Rig {
     fn start() -> Result<Self> {
         let scratch = ScratchDir::new("proxy")?;
-        let layout = runnable_images(&scratch.path().join("layout"))?;
+        let layout = runnable::images(&scratch.path().join("layout"))?;
         let registry = FaultyRegistry::start(layout.dir())?;
         let daemon = start_daemon(scratch.path())?;
         let containerd = Containerd::with_snapshotter(&socket(scratch.path()))?;
@@ -108,7 +75,9 @@ impl Rig {
             // A list of nothing would not ask the daemon.
             self.ctr(&["snapshots", "--snapshotter", "hermes", "prepare", "probe"]).is_ok().then_some(())
         })?;
-        self.ctr(&["snapshots", "--snapshotter", "hermes", "rm", "probe"]).map(drop)
+        self.ctr(&["snapshots", "--snapshotter", "hermes", "rm", "probe"])?;
+        // containerd forgets it at once, and has it removed by its next collection of garbage.
+        wait_for("the end of the probe", DEADLINE, || self.compare().ok().map(drop))
     }
 
     /// Checks that containerd and Hermes know the same snapshots, and that each has its directory; how many.

@@ -128,6 +128,9 @@ struct Rig {
     scratch: ScratchDir,
 }
 
+/// The windows of each layer, and their length in bytes.
+type Windows = Vec<(ArtifactId, u64)>;
+
 impl Rig {
     fn new() -> Result<Self> {
         let scratch = ScratchDir::new("peers")?;
@@ -138,7 +141,7 @@ impl Rig {
     }
 
     /// The chunk tables of all layers, and the windows of their restart points with their lengths in bytes.
-    fn tables(&self) -> Result<(Vec<ChunkTable>, Vec<(ArtifactId, u64)>)> {
+    fn tables(&self) -> Result<(Vec<ChunkTable>, Windows)> {
         let folder = IndexFolder::new(&self.index.folder);
         let signed = folder.statement(self.sample.image.manifest)?.context("a statement")?;
         let statement = Statement::open(&signed, self.sample.image.manifest, &[self.index.key.parse()?])?;

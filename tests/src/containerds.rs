@@ -15,6 +15,8 @@ use crate::guard::{ProcessGuard, ScratchDir, wait_for};
 pub const LINES: [&str; 3] = ["1.6", "1.7", "2"];
 /// How long containerd may take to answer on its socket, on a machine that is busy with other tests.
 const START_DEADLINE: Duration = Duration::from_secs(60);
+/// Where a host has the socket of its containerd.
+const CONTAINERD_SOCKET: &str = "run/containerd/containerd.sock";
 /// Where a host has the socket of its snapshotter.
 const SNAPSHOTTER_SOCKET: &str = "run/hermes/snapshotter.sock";
 
@@ -153,7 +155,7 @@ address = "{root}/run/containerd/containerd.sock"
 
     fn ctr(&self) -> Command {
         let mut command = Command::new(self.programs.join("ctr"));
-        command.arg("--address").arg(self.root().join("run/containerd/containerd.sock"));
+        command.arg("--address").arg(self.root().join(CONTAINERD_SOCKET));
         // In Go's words; a call that hangs is a failure.
         command.args(["--timeout", "20s"]);
         command
@@ -168,6 +170,18 @@ pub struct RunningContainerd<'a> {
 }
 
 impl RunningContainerd<'_> {
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.host.root().join(CONTAINERD_SOCKET)
+    }
+
+    /// containerd's own client, in the namespace of Kubernetes.
+    pub fn ctr(&self) -> Command {
+        let mut command = self.host.ctr();
+        command.args(["--namespace", "k8s.io"]);
+        command
+    }
+
     /// The state of a plugin, as `ctr plugins ls` has it: `ok`, `skip` or `error`; `None` when there is no such plugin.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ mod complete;
 mod drain;
 mod error;
 pub mod keys;
+mod lazy;
 mod mount;
 mod observe;
 mod record;
@@ -22,7 +23,7 @@ mod serve;
 mod snapshots;
 mod ways;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
@@ -54,7 +55,7 @@ use crate::keeper::notify::{Inherited, Notifier};
 use crate::mounts::Mounted;
 use crate::origin::{FindImageError, OriginClient};
 use crate::state_version;
-use crate::status::Way;
+use crate::status::{PullStatus, Way};
 
 /// How long a daemon that ends may keep the store after it has stopped listening: it unmounts and syncs.
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -62,6 +63,8 @@ const STORE_TIMEOUT: Duration = Duration::from_secs(10);
 const STORE_RETRY: Duration = Duration::from_millis(20);
 /// How long a daemon that hands over lets a mount or unmount finish that is under way. Both take milliseconds.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The node's own indexes, below the state folder.
+const INDEXES_FOLDER: &str = "indexes";
 /// Where layer files are served, below the state folder.
 const LAYERS_FOLDER: &str = "layers";
 
@@ -101,6 +104,9 @@ pub struct Node {
     snapshots: Option<RunningSnapshots>,
 }
 
+/// Layers that are open, and the files that their readers see.
+type OpenLayers = BTreeMap<DiffId, (Arc<OpenLayer>, Arc<LayerFile>)>;
+
 /// What all requests share.
 #[derive(Debug)]
 struct Inner {
@@ -121,11 +127,13 @@ struct Inner {
     origin_client: OriginClient,
     origins: Mutex<OriginNumbers>,
     /// The layers that are open for at least one mount.
-    layers: Mutex<BTreeMap<DiffId, (Arc<OpenLayer>, Arc<LayerFile>)>>,
+    layers: Mutex<OpenLayers>,
     next_mount: AtomicU64,
     mounting: tokio::sync::Mutex<()>,
     images: tokio::sync::Mutex<Vec<MountedImage>>,
     unused: tokio::sync::Notify,
+    /// What was decided about images that containerd pulls, the latest last.
+    pulls: Mutex<VecDeque<PullStatus>>,
     /// Of daemons with this state folder, this one included.
     starts: u64,
     started_at_seconds: f64,
@@ -191,6 +199,7 @@ impl Node {
         let peers = join_swarm(&config, Arc::clone(&content)).await?;
         let artifacts = Artifacts::new(Arc::clone(&store), Some(peers.clone()));
         config.index_folders.iter().for_each(|folder| artifacts.add_folder(IndexFolder::new(folder)));
+        artifacts.add_folder(IndexFolder::new(config.state.join(INDEXES_FOLDER)));
         let fetch = start_fetching(&store, &peers);
         let reader = Reader::new(tokio::runtime::Handle::current(), config.read_deadline());
         let directory = Arc::new(LayerDirectory::default());
@@ -239,6 +248,7 @@ impl Node {
             mounting: tokio::sync::Mutex::default(),
             images: tokio::sync::Mutex::new(restored.images),
             unused: tokio::sync::Notify::new(),
+            pulls: Mutex::default(),
             starts,
             started_at_seconds,
         });

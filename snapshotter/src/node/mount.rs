@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use hermes_image::erofs::{self, Image};
-use hermes_image::ids::{ArtifactId, ChainId, DiffId};
+use hermes_image::ids::{ArtifactId, ChainId, DiffId, Digest};
 use hermes_image::index::chunks::ChunkTable;
 use hermes_image::index::seek::SeekTable;
 use hermes_image::index::toc::Toc;
@@ -15,7 +15,7 @@ use hermes_image::merge::merge;
 use hermes_image::statement::{LayerStatement, PublicKey, Statement};
 use hermes_image::verify::Verified;
 use hermes_policy::geometry::GeometryError;
-use hermes_store::{ImageLayer, ImageRecord};
+use hermes_store::{ImageLayer, ImageRecord, Store, StoreError};
 use tokio::sync::mpsc;
 
 use super::record::{MountRecord, tree_connection};
@@ -40,8 +40,8 @@ pub(super) const MOUNT_PIN: &str = "mount";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the index of an image is, once everything is on this node.
-struct OpenIndex {
-    statement: Statement,
+pub(super) struct OpenIndex {
+    pub(super) statement: Statement,
     tables: Vec<ChunkTable>,
     tree: Bytes,
     tree_id: ArtifactId,
@@ -68,13 +68,20 @@ impl Inner {
         // One at a time from here on: two requests must not take the same folder, nor open the same layer twice.
         let _mounting = self.mounting.lock().await;
         self.check_mount_point(&request.dir).await?;
+        self.remember(&request.image, &index)?;
         let opened = index.statement.layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>();
         let mount = MountNo(self.next_mount.fetch_add(1, Ordering::Relaxed));
-        let shown = self.show(mount, request, &image, index).await;
+        let dir = request.dir.clone();
+        let shown = self.show(mount, request, image.origin.as_ref(), index).await;
         if shown.is_err() {
             self.close_layers(mount, &opened).await;
         }
-        shown
+        let (way, is_complete) = shown?;
+        let mut detail = if is_complete { ", complete" } else { "" }.to_owned();
+        if image.now.is_err() {
+            detail.push_str(", as this node knows it: the registry does not answer");
+        }
+        Ok(Answer::Mounted { dir, way, detail })
     }
 
     /// Whose statements this request takes: the node's own and configured keys, and those that it names itself, which
@@ -136,8 +143,7 @@ impl Inner {
         image: &FoundImage,
         progress: &mpsc::Sender<Answer>,
     ) -> Result<OpenIndex, NodeError> {
-        let own = IndexFolder::new(self.config.state.join("indexes"));
-        self.artifacts.add_folder(own.clone());
+        let own = self.own_indexes();
         let found = self.artifacts.statement(image.manifest, trusted).await;
         let found = match found {
             // Whoever answers first may have anything; that must not keep an image from being mounted.
@@ -190,7 +196,7 @@ impl Inner {
     }
 
     /// Gets the tables, and makes the tree unless an earlier mount of the same chain has.
-    async fn open_index(&self, image: &str, statement: Statement) -> Result<OpenIndex, NodeError> {
+    pub(super) async fn open_index(&self, image: &str, statement: Statement) -> Result<OpenIndex, NodeError> {
         let damaged = |what, reason: String| NodeError::Damaged { image: image.to_owned(), what, reason };
         let diff_ids: Vec<DiffId> = statement.layers.iter().map(|layer| layer.diff_id).collect();
         let chain = ChainId::of(&diff_ids).ok_or_else(|| damaged("statement", "the image has no layers".to_owned()))?;
@@ -213,8 +219,11 @@ impl Inner {
             }
             tables.push(table);
         }
-        let store = Arc::clone(&self.store);
+        let (store, manifest) = (Arc::clone(&self.store), statement.manifest);
         let made = tokio::task::spawn_blocking(move || -> Result<(ArtifactId, Bytes, PathBuf), String> {
+            if let Some((id, image)) = known_tree(&store, manifest, &diff_ids).map_err(|error| error.to_string())? {
+                return Ok((id, image, store.artifact_path(id)));
+            }
             let tree = merge(&tocs).map_err(|error| error.to_string())?;
             let image = erofs::write(&tree).map_err(|error| error.to_string())?;
             let (id, image) = Verified::named(image.into());
@@ -233,19 +242,20 @@ impl Inner {
         Ok(found.ok_or_else(missing)?.into_inner())
     }
 
-    /// Opens the layers and shows the tree.
-    async fn show(
-        self: &Arc<Self>,
+    /// Opens the layers and shows the tree. Says how, and whether everything is here. When it fails, the layers are still
+    /// open for `mount`. The caller holds the lock of mounting.
+    pub(super) async fn show(
+        &self,
         mount: MountNo,
         request: MountRequest,
-        image: &FoundImage,
+        origin: Option<&Arc<Origin>>,
         index: OpenIndex,
-    ) -> Result<Answer, NodeError> {
+    ) -> Result<(Way, bool), NodeError> {
         let (mut layers, mut files, mut uses) = (Vec::new(), Vec::new(), Vec::new());
         for (table, statement) in index.tables.iter().zip(&index.statement.layers) {
             let stored = self.store.layer(table)?;
             uses.push(stored.hold());
-            let origin = image.origin.as_ref().map(|origin| LayerOrigin {
+            let origin = origin.map(|origin| LayerOrigin {
                 number: self.origins.lock().number(origin.host()),
                 origin: Arc::clone(origin),
                 descriptor: LayerDescriptor::of_statement(statement),
@@ -259,8 +269,8 @@ impl Inner {
         let wanted = request.way.or(self.config.way);
         let way = self.ways.choose(wanted, complete)?;
         // Before the mount: a kernel mount outlives a daemon that is killed, and what it reads must not be evicted then.
-        self.remember(&request.image, &index)?;
-        self.store.pin(image.manifest, MOUNT_PIN)?;
+        let manifest = index.statement.manifest;
+        self.store.pin(manifest, MOUNT_PIN)?;
         // Before the mount too: a daemon that takes over must know of everything that can be seen.
         record(&request, &index, way).put(&self.store, &request.dir)?;
         let shown = match self.show_as(way, wanted, &request.dir, &index, files).await {
@@ -272,10 +282,6 @@ impl Inner {
         };
         self.announce(&layers);
         tracing::info!(image = %request.image, dir = %request.dir.display(), %way, "mounted");
-        let mut detail = if complete { ", complete" } else { "" }.to_owned();
-        if image.now.is_err() {
-            detail.push_str(", as this node knows it: the registry does not answer");
-        }
         let located = ShownTree {
             image: request.image.clone(),
             tree_path: index.tree_path.clone(),
@@ -288,9 +294,9 @@ impl Inner {
             located,
             shown,
             reference: request.image,
-            manifest: image.manifest,
+            manifest,
             chain: index.chain,
-            dir: request.dir.clone(),
+            dir: request.dir,
             way,
             tree_path: index.tree_path,
             layers,
@@ -298,7 +304,7 @@ impl Inner {
         };
         mounted.lengthen_read_ahead();
         self.images.lock().await.push(mounted);
-        Ok(Answer::Mounted { dir: request.dir, way, detail })
+        Ok((way, complete))
     }
 
     /// Tells the swarm that this node has parts of `layers`.
@@ -347,7 +353,7 @@ impl Inner {
 
     /// Closes layers for a mount that has ended, or was never made; those that no other mount reads are forgotten. The
     /// caller holds the lock of mounting, so that nobody opens them meanwhile.
-    async fn close_layers(&self, mount: MountNo, layers: &[DiffId]) {
+    pub(super) async fn close_layers(&self, mount: MountNo, layers: &[DiffId]) {
         for layer in layers {
             let Some((open, _)) = self.layers.lock().get(layer).cloned() else { continue };
             if open.remove_user(mount) > 0 {
@@ -404,7 +410,7 @@ impl Inner {
     }
 
     /// Writes down what is mounted, so that it can be found again without the registry.
-    fn remember(&self, reference: &str, index: &OpenIndex) -> Result<(), NodeError> {
+    pub(super) fn remember(&self, reference: &str, index: &OpenIndex) -> Result<(), NodeError> {
         let layers = index.statement.layers.iter().map(|layer| ImageLayer {
             layer: layer.layer,
             diff_id: layer.diff_id,
@@ -455,6 +461,9 @@ impl Inner {
         }
         // After the mount: a record of what is not mounted is found out by looking, a mount without a record is not.
         self.store.remove_mount(dir)?;
+        if !images.iter().any(|other| other.manifest == image.manifest) {
+            self.store.unpin(image.manifest, MOUNT_PIN)?;
+        }
         drop(images);
         self.reader.locator().remove(&image.located);
         let (number, layers) = (image.number, image.layers.iter().map(|layer| layer.diff_id()).collect::<Vec<_>>());
@@ -476,6 +485,14 @@ impl MountedImage {
             mounted.set_read_ahead(mounts::erofs::LOCAL_READ_AHEAD_KIB);
         }
     }
+}
+
+/// The tree that an earlier mount has made of the same chain.
+fn known_tree(store: &Store, manifest: Digest, diff_ids: &[DiffId]) -> Result<Option<(ArtifactId, Bytes)>, StoreError> {
+    let Some(record) = store.image(manifest)? else { return Ok(None) };
+    let is_same = record.layers.iter().map(|layer| layer.diff_id).eq(diff_ids.iter().copied());
+    let Some(id) = record.tree.filter(|_| is_same) else { return Ok(None) };
+    Ok(store.artifact(id)?.map(|image| (id, image)))
 }
 
 /// What the next daemon needs to go on with this mount.

@@ -12,18 +12,16 @@
 //! **Invariant:** until a connection is read again, its mount point must not be touched from here, not even by stat(2):
 //! this process would wait for itself.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hermes_image::erofs::Image;
-use hermes_image::ids::DiffId;
 use hermes_image::statement::LayerStatement;
 use hermes_store::{LayerUse, Store};
 
 use super::mount::MOUNT_PIN;
 use super::record::{LAYERS_CONNECTION, MountRecord, tree_connection};
-use super::{MountedImage, NodeError, Shown};
+use super::{MountedImage, NodeError, OpenLayers, Shown};
 use crate::artifacts::Artifacts;
 use crate::fetch::{FetchHandle, LayerOrigin, LayerUser, MountNo, OpenLayer, OriginNumbers, SpanIndexSource};
 use crate::fs::layers::{LayerCaching, LayerDirectory, LayerFs};
@@ -57,7 +55,7 @@ pub(super) struct Parts<'a> {
 #[derive(Default)]
 pub(super) struct Restored {
     pub(super) images: Vec<MountedImage>,
-    pub(super) layers: BTreeMap<DiffId, (Arc<OpenLayer>, Arc<LayerFile>)>,
+    pub(super) layers: OpenLayers,
     /// The number of the next mount.
     pub(super) next_mount: u64,
     pub(super) origins: OriginNumbers,

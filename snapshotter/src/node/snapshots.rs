@@ -5,8 +5,9 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use super::lazy::LazyImages;
 use super::{Inner, NodeError};
-use crate::snapshots::{Listener, PlainImages, Service};
+use crate::snapshots::{Images, Listener, PlainImages, Service};
 
 /// The folder below the state folder that containerd's `exports.root` names.
 const FOLDER: &str = "snapshots";
@@ -23,12 +24,14 @@ impl RunningSnapshots {
     ///
     /// # Errors
     /// When the socket is taken or the snapshots cannot be opened.
-    pub(super) async fn start(inner: &Inner) -> Result<Option<Self>, NodeError> {
+    pub(super) async fn start(inner: &Arc<Inner>) -> Result<Option<Self>, NodeError> {
         let Some(socket) = &inner.config.snapshotter_socket else { return Ok(None) };
         // Taken first: of two daemons, the second touches nothing.
         let listener = Listener::bind(socket)?;
         let root = inner.config.state.join(FOLDER);
-        let service = Service::start(Arc::clone(&inner.store), root, Arc::new(PlainImages)).await?;
+        let images: Arc<dyn Images> =
+            if inner.config.plain { Arc::new(PlainImages) } else { Arc::new(LazyImages::new(Arc::clone(inner))) };
+        let service = Service::start(Arc::clone(&inner.store), root, images).await?;
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(async move {
             // The sender going away is the end of the node as well.

@@ -70,6 +70,9 @@ pub(crate) struct NodeArgs {
         conflicts_with = "exit_when_unused"
     )]
     containerd_socket: Option<PathBuf>,
+    /// Let containerd pull every image as ever.
+    #[arg(long)]
+    plain: bool,
     /// Serve /metrics, /healthz and /readyz there, as host:port or as a port on loopback.
     #[arg(long, value_name = "ADDR", value_parser = metrics_address)]
     metrics_listen: Option<SocketAddr>,
@@ -212,6 +215,7 @@ async fn serve(args: NodeArgs) -> anyhow::Result<()> {
         metrics_listen: args.metrics_listen,
         registries: args.registries.settings()?,
         snapshotter_socket: args.containerd_socket.map(std::path::absolute).transpose()?,
+        plain: args.plain,
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let node = Node::start(config, supervision).await.map_err(classed)?;
