@@ -15,6 +15,9 @@ pub(super) const WINDOW_LOG_MAX: u32 = 27;
 /// Longest header of a frame, in bytes (`ZSTD_FRAMEHEADERSIZE_MAX` of libzstd, RFC 8878 section 3.1.1).
 const HEADER_LEN_MAX_BYTES: usize = 18;
 
+/// Less than any header has, in bytes (`ZSTD_FRAMEHEADERSIZE_MIN` of libzstd is 6).
+const HEADER_PART_LEN_BYTES: usize = 5;
+
 /// A zstd decoder that stops after every frame.
 pub(super) struct ZstdDecoder {
     context: DCtx<'static>,
@@ -36,6 +39,10 @@ impl ZstdDecoder {
         if self.between_frames && input.is_empty() {
             return Ok(Step { consumed: 0, produced: 0, boundary: None });
         }
+        // Given a whole frame at once, libzstd takes another path, which judges damaged frames differently. So no call
+        // gets more than the beginning of a header.
+        let alone = HEADER_PART_LEN_BYTES.saturating_sub(self.frame.head_len);
+        let input = if alone > 0 { &input[..input.len().min(alone)] } else { input };
         let mut source = InBuffer::around(input);
         let mut target = OutBuffer::around(output);
         let hint = self.context.decompress_stream(&mut target, &mut source).map_err(refused)?;
@@ -62,8 +69,7 @@ impl ZstdDecoder {
 
 /// What is known of the frame that is being decoded.
 ///
-/// libzstd compares the length that a frame declares with the one it has only when it gets the whole frame at once, so
-/// that what it accepts would depend on how the bytes are cut. This compares them always.
+/// Where libzstd decodes a frame piece by piece it does not compare the length that the frame declares with the one it has.
 #[derive(Default)]
 struct Frame {
     head: [u8; HEADER_LEN_MAX_BYTES],
