@@ -15,7 +15,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
@@ -31,7 +30,6 @@ use tokio::sync::OnceCell;
 use super::{INDEXES_FOLDER, Inner, NodeError};
 use crate::artifacts::StatementLookupError;
 use crate::control::MountRequest;
-use crate::fetch::MountNo;
 use crate::index_folder::IndexFolder;
 use crate::metrics::{self, RECORDED};
 use crate::origin::{LayerDescriptor, Origin};
@@ -332,13 +330,8 @@ impl LazyImages {
         if is_whole {
             node.remember(&named, &index)?;
         }
-        let opened = index.statement.layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>();
-        let mount = MountNo(node.next_mount.fetch_add(1, Ordering::Relaxed));
-        let shown = node.show(mount, request(named, dir.clone()), origin.as_ref(), index).await;
-        if shown.is_err() {
-            node.close_layers(mount, &opened).await;
-        }
-        shown.map(|_| dir)
+        node.show(request(named, dir.clone()), origin.as_ref(), index).await?;
+        Ok(dir)
     }
 
     /// The registry, which is not asked for anything before something is read.

@@ -69,14 +69,8 @@ impl Inner {
         let _mounting = self.mounting.lock().await;
         self.check_mount_point(&request.dir).await?;
         self.remember(&request.image, &index)?;
-        let opened = index.statement.layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>();
-        let mount = MountNo(self.next_mount.fetch_add(1, Ordering::Relaxed));
         let dir = request.dir.clone();
-        let shown = self.show(mount, request, image.origin.as_ref(), index).await;
-        if shown.is_err() {
-            self.close_layers(mount, &opened).await;
-        }
-        let (way, is_complete) = shown?;
+        let (way, is_complete) = self.show(request, image.origin.as_ref(), index).await?;
         let mut detail = if is_complete { ", complete" } else { "" }.to_owned();
         if image.now.is_err() {
             detail.push_str(", as this node knows it: the registry does not answer");
@@ -242,9 +236,24 @@ impl Inner {
         Ok(found.ok_or_else(missing)?.into_inner())
     }
 
-    /// Opens the layers and shows the tree. Says how, and whether everything is here. When it fails, the layers are still
-    /// open for `mount`. The caller holds the lock of mounting.
+    /// Opens the layers and shows the tree. Says how, and whether everything is here. The caller holds the lock of mounting.
     pub(super) async fn show(
+        &self,
+        request: MountRequest,
+        origin: Option<&Arc<Origin>>,
+        index: OpenIndex,
+    ) -> Result<(Way, bool), NodeError> {
+        let opened = index.statement.layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>();
+        let mount = MountNo(self.next_mount.fetch_add(1, Ordering::Relaxed));
+        let shown = self.show_as_mount(mount, request, origin, index).await;
+        if shown.is_err() {
+            self.close_layers(mount, &opened).await;
+        }
+        shown
+    }
+
+    /// All of [`Self::show`] but the end of a failure, after which the layers are still open for `mount`.
+    async fn show_as_mount(
         &self,
         mount: MountNo,
         request: MountRequest,
@@ -353,7 +362,7 @@ impl Inner {
 
     /// Closes layers for a mount that has ended, or was never made; those that no other mount reads are forgotten. The
     /// caller holds the lock of mounting, so that nobody opens them meanwhile.
-    pub(super) async fn close_layers(&self, mount: MountNo, layers: &[DiffId]) {
+    async fn close_layers(&self, mount: MountNo, layers: &[DiffId]) {
         for layer in layers {
             let Some((open, _)) = self.layers.lock().get(layer).cloned() else { continue };
             if open.remove_user(mount) > 0 {
