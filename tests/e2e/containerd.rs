@@ -76,8 +76,20 @@ impl Rig {
             self.ctr(&["snapshots", "--snapshotter", "hermes", "prepare", "probe"]).is_ok().then_some(())
         })?;
         self.ctr(&["snapshots", "--snapshotter", "hermes", "rm", "probe"])?;
-        // containerd forgets it at once, and has it removed by its next collection of garbage.
-        wait_for("the end of the probe", DEADLINE, || self.compare().ok().map(drop))
+        self.agree_on(|_| true).map(drop)
+    }
+
+    /// Waits until containerd and Hermes know the same snapshots, as many as `expected` wants; how many. containerd
+    /// forgets what it removes at once, and has it removed by a later collection of garbage.
+    fn agree_on(&self, expected: impl Fn(usize) -> bool) -> Result<usize> {
+        let mut last = None;
+        let agreed = wait_for("equal snapshots", DEADLINE, || {
+            let seen = self.compare();
+            let agreed = seen.as_ref().ok().copied().filter(|count| expected(*count));
+            last = Some(seen);
+            agreed
+        });
+        agreed.with_context(|| format!("last seen: {last:?}"))
     }
 
     /// Checks that containerd and Hermes know the same snapshots, and that each has its directory; how many.
@@ -128,15 +140,15 @@ fn start_daemon(dir: &Path) -> Result<Daemon> {
 fn containers_run_on_it_and_nothing_is_left() -> Result<()> {
     let mut rig = Rig::start()?;
     let v1 = rig.pull("v1")?;
-    ensure!(rig.compare()? == 3, "a snapshot for each layer");
+    rig.agree_on(|count| count == 3).context("a snapshot for each layer")?;
     let v2 = rig.pull("v2")?;
-    ensure!(rig.compare()? == 4, "shared layers are shared");
+    rig.agree_on(|count| count == 4).context("shared layers are shared")?;
 
     let script = "cat /etc/a; cat /etc/b 2>/dev/null; cat /gone/c 2>/dev/null; echo new > /etc/b; cat /etc/b";
     let answer = rig.ctr(&["run", "--rm", "--snapshotter", "hermes", &v1, "once", "/bin/sh", "-c", script])?;
     ensure!(answer.trim() == "a2new", "the container read '{answer}'");
     rig.ctr(&["run", "--detach", "--snapshotter", "hermes", &v2, "stays", "/bin/sleep", "600"])?;
-    ensure!(rig.compare()? == 5, "and one for the container that runs");
+    rig.agree_on(|count| count == 5).context("and one for the container that runs")?;
 
     // Whatever happens to the daemon, the container goes on, and is the same afterwards.
     rig.kill()?;
@@ -146,7 +158,7 @@ fn containers_run_on_it_and_nothing_is_left() -> Result<()> {
     ensure!(exec(&rig, "without")?.trim() == "other");
     rig.restart()?;
     ensure!(exec(&rig, "with")?.trim() == "other");
-    ensure!(rig.compare()? == 5, "both sides agree after a crash");
+    rig.agree_on(|count| count == 5).context("both sides agree after a crash")?;
 
     rig.ctr(&["tasks", "kill", "--signal", "SIGKILL", "stays"])?;
     wait_for("the end of the container", DEADLINE, || {
@@ -156,11 +168,11 @@ fn containers_run_on_it_and_nothing_is_left() -> Result<()> {
     rig.ctr(&["containers", "rm", "stays"])?;
     rig.ctr(&["images", "rm", "--sync", &v1])?;
     // The sync is one of containerd's garbage collection.
-    wait_for("the end of unused snapshots", DEADLINE, || (rig.compare().ok()? == 3).then_some(()))?;
+    rig.agree_on(|count| count == 3).context("the end of unused snapshots")?;
     rig.pull("v1")?;
-    ensure!(rig.compare()? == 4, "pulled again");
+    rig.agree_on(|count| count == 4).context("pulled again")?;
     rig.ctr(&["images", "rm", "--sync", &v1, &v2])?;
-    wait_for("the end of all snapshots", DEADLINE, || (rig.compare().ok()? == 0).then_some(()))?;
+    rig.agree_on(|count| count == 0).context("the end of all snapshots")?;
     let mounted = mounts_below(&snapshots(rig.scratch.path()))?;
     ensure!(mounted.is_empty(), "still mounted: {mounted:?}");
     Ok(())
@@ -179,11 +191,11 @@ fn a_pull_that_loses_the_daemon_is_pulled_again() -> Result<()> {
         pull.wait()?;
         rig.restart()?;
         let image = rig.pull("v1")?;
-        ensure!(rig.compare()? >= 3, "round {round}");
+        rig.agree_on(|count| count >= 3).with_context(|| format!("round {round}"))?;
         let answer = rig.ctr(&["run", "--rm", "--snapshotter", "hermes", &image, "once", "/bin/cat", "/etc/a"])?;
         ensure!(answer == "a2", "round {round}: the container read '{answer}'");
         rig.ctr(&["images", "rm", "--sync", &image])?;
-        wait_for("the end of all snapshots", DEADLINE, || (rig.compare().ok()? == 0).then_some(()))?;
+        rig.agree_on(|count| count == 0).context("the end of all snapshots")?;
     }
     Ok(())
 }
