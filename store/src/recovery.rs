@@ -151,7 +151,9 @@ fn open_registered(
             shared.catalogue.clear_presence(record.number)?;
             report.cleared.push((diff_id, reason));
             // Emptied: what an old file holds stands for nothing, and its room comes back.
-            (make_layer_file(&path, table.logical_len_bytes())?, AtomicBitmap::new(table.count()))
+            let file = make_layer_file(&path, table.logical_len_bytes())?;
+            sync_dir(&shared.layers_dir())?;
+            (file, AtomicBitmap::new(table.count()))
         }
     };
     let last_uses = load_uses(shared, record.number, table.count())?;
@@ -210,7 +212,10 @@ fn file_len_bytes(len_bytes: u64) -> u64 {
     len_bytes.next_multiple_of(BLOCK_LEN_BYTES)
 }
 
-/// Makes an empty sparse file for a layer of `len_bytes`, durably; one that is there is emptied.
+/// Makes an empty sparse file for a layer of `len_bytes`; one that is there is emptied.
+///
+/// Not synced: the first chunks' sync has the length and the emptiness with it, and before that nothing is present. The
+/// caller syncs the folder, so that an old file of the same name does not come back instead.
 pub(crate) fn make_layer_file(path: &Path, len_bytes: u64) -> Result<File, StoreError> {
     let file = OpenOptions::new()
         .read(true)
@@ -220,10 +225,6 @@ pub(crate) fn make_layer_file(path: &Path, len_bytes: u64) -> Result<File, Store
         .open(path)
         .map_err(StoreError::io("make", path))?;
     file.set_len(file_len_bytes(len_bytes)).map_err(StoreError::io("extend", path))?;
-    file.sync_all().map_err(StoreError::io("sync", path))?;
-    if let Some(dir) = path.parent() {
-        sync_dir(dir)?;
-    }
     Ok(file)
 }
 

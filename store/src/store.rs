@@ -14,7 +14,7 @@ use hermes_image::index::chunks::ChunkTable;
 use hermes_image::verify::Verified;
 use parking_lot::{Mutex, RwLock};
 
-use crate::artifacts::TEMPORARY_PREFIX;
+use crate::artifacts::{TEMPORARY_PREFIX, sync_dir};
 use crate::bitmap::AtomicBitmap;
 use crate::catalogue::{Catalogue, LayerRecord};
 use crate::config::StoreConfig;
@@ -155,51 +155,87 @@ impl Store {
         self.shared.artifact_path(id)
     }
 
-    /// The layer that `table` describes; registers it when it is new.
+    /// The layer that `table` describes; registers it when it is new. See [`Self::layers_of`].
+    ///
+    /// # Errors
+    /// As [`Self::layers_of`].
+    pub fn layer(&self, table: &ChunkTable) -> Result<Arc<Layer>, StoreError> {
+        Ok(self.layers_of(std::slice::from_ref(table))?.remove(0))
+    }
+
+    /// The layers that `tables` describe, in their order. Those that are new are registered, all of them with one write
+    /// to the catalogue, because an image may have a hundred and a disk takes milliseconds for each.
     ///
     /// A layer that is registered with another table (an index built again with other chunks) is removed first: its
     /// presence is by chunk, and none of these are known.
     ///
     /// # Errors
-    /// [`StoreError::LayerInUse`] when it is registered with another table and held; when the disk is full or fails.
-    pub fn layer(&self, table: &ChunkTable) -> Result<Arc<Layer>, StoreError> {
-        if let Some(layer) = self.registered(table) {
-            return Ok(layer);
+    /// [`StoreError::LayerInUse`] when one is registered with another table and held, or is among `tables` with two;
+    /// when the disk is full or fails. Then none of the new ones is registered.
+    pub fn layers_of(&self, tables: &[ChunkTable]) -> Result<Vec<Arc<Layer>>, StoreError> {
+        let known: Option<Vec<_>> = tables.iter().map(|table| self.registered(table)).collect();
+        if let Some(layers) = known {
+            return Ok(layers);
         }
         let _one = self.shared.registering.lock();
-        if let Some(layer) = self.registered(table) {
-            return Ok(layer);
+        let mut new: Vec<&ChunkTable> = Vec::new();
+        for table in tables {
+            match new.iter().find(|other| other.diff_id() == table.diff_id()) {
+                Some(other) if other.id() != table.id() => {
+                    return Err(StoreError::LayerInUse { diff_id: table.diff_id() });
+                }
+                Some(_) => {}
+                None if self.registered(table).is_none() => new.push(table),
+                None => {}
+            }
         }
-        if let Some(other) = self.open_layer(table.diff_id()) {
-            tracing::info!(diff_id = %table.diff_id(), "layer has a new chunk table; its chunks are fetched again");
-            self.remove_registered(&other)?;
-        }
+        self.register(&new)?;
+        let layers = tables.iter().map(|table| {
+            // Not there: another table of the same layer has just taken its place.
+            self.registered(table).ok_or_else(|| StoreError::LayerInUse { diff_id: table.diff_id() })
+        });
+        layers.collect()
+    }
+
+    /// Registers layers, while the caller holds `registering`. A crash leaves files without a record and places without
+    /// a layer; the next open removes both.
+    fn register(&self, tables: &[&ChunkTable]) -> Result<(), StoreError> {
         let shared = &self.shared;
-        // The mapped file takes the place of the caller's memory.
-        let (id, bytes) = Verified::named(table.bytes().clone());
-        shared.put_artifact(&bytes)?;
-        let kept = shared.artifact(id)?.and_then(|bytes| ChunkTable::decode(bytes).ok());
-        let table = kept.unwrap_or_else(|| table.clone());
-        // A removal that failed half-way has left its record. It must be gone before its file is emptied.
-        if let Some(number) = shared.catalogue.layer_number(table.diff_id())? {
-            shared.catalogue.unregister(table.diff_id(), number)?;
+        let mut new = Vec::new();
+        for table in tables {
+            if let Some(other) = self.open_layer(table.diff_id()) {
+                tracing::info!(diff_id = %table.diff_id(), "layer has a new chunk table; its chunks are fetched again");
+                self.remove_registered(&other)?;
+            }
+            // The mapped file takes the place of the caller's memory.
+            let (id, bytes) = Verified::named(table.bytes().clone());
+            shared.put_artifact(&bytes)?;
+            let kept = shared.artifact(id)?.and_then(|bytes| ChunkTable::decode(bytes).ok());
+            let table = kept.unwrap_or_else(|| (*table).clone());
+            // A removal that failed half-way has left its record. It must be gone before its file is emptied.
+            if let Some(number) = shared.catalogue.layer_number(table.diff_id())? {
+                shared.catalogue.unregister(table.diff_id(), number)?;
+            }
+            let path = shared.layer_path(table.diff_id());
+            let file = make_layer_file(&path, table.logical_len_bytes())?;
+            let record = LayerRecord {
+                number: shared.catalogue.take_layer_number()?,
+                chunk_table: id,
+                chunk_count: table.count(),
+                logical_len_bytes: table.logical_len_bytes(),
+            };
+            let durable = AtomicBitmap::new(table.count());
+            let last_uses = new_uses(table.count(), shared.clock.seconds());
+            new.push(LayerParts { table, record, file, path, durable, last_uses });
         }
-        let path = shared.layer_path(table.diff_id());
-        let record = LayerRecord {
-            number: shared.catalogue.take_layer_number()?,
-            chunk_table: id,
-            chunk_count: table.count(),
-            logical_len_bytes: table.logical_len_bytes(),
-        };
-        let file = make_layer_file(&path, table.logical_len_bytes())?;
-        shared.catalogue.write_places(record.number, &table)?;
-        shared.catalogue.register(table.diff_id(), &record)?;
-        let durable = AtomicBitmap::new(table.count());
-        let last_uses = new_uses(table.count(), shared.clock.seconds());
-        let parts = LayerParts { table, record, file, path, durable, last_uses };
-        let layer = Layer::new(parts, Arc::clone(shared))?;
-        shared.layers.write().insert(&layer);
-        Ok(layer)
+        sync_dir(&shared.layers_dir())?;
+        shared.catalogue.write_places(new.iter().map(|parts| (parts.record.number, &parts.table)))?;
+        shared.catalogue.register(new.iter().map(|parts| (parts.table.diff_id(), &parts.record)))?;
+        for parts in new {
+            let layer = Layer::new(parts, Arc::clone(shared))?;
+            shared.layers.write().insert(&layer);
+        }
+        Ok(())
     }
 
     fn registered(&self, table: &ChunkTable) -> Option<Arc<Layer>> {

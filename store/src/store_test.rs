@@ -471,6 +471,29 @@ fn images_name_what_they_need_and_what_nobody_needs_any_more() {
 }
 
 #[test]
+fn layers_of_an_image_are_registered_together_or_not_at_all() {
+    let fixture = Fixture::new();
+    let (known, new) = (full_size(1), full_size(2));
+    let other = Ramp::unique(2, &[32768; 80]);
+    let tables = |ramps: &[&Ramp]| ramps.iter().map(|ramp| ramp.table.clone()).collect::<Vec<_>>();
+    {
+        let store = fixture.open();
+        fill(&store, &known);
+        let refused = store.layers_of(&tables(&[&known, &new, &other]));
+        assert!(matches!(refused, Err(StoreError::LayerInUse { diff_id }) if diff_id == new.table.diff_id()));
+        assert_eq!(store.layers().len(), 1, "one layer cannot have two tables");
+        let layers = store.layers_of(&tables(&[&new, &known, &new])).expect("registers");
+        assert!(Arc::ptr_eq(&layers[0], &layers[2]) && !Arc::ptr_eq(&layers[0], &layers[1]));
+        check(&layers[1], &known);
+        put(&layers[0], &new, 3);
+    }
+    let store = fixture.open();
+    assert_eq!(store.recovery().layers, 2);
+    check(&store.layer(&new.table).expect("is there"), &new);
+    assert!(store.layers_of(&[]).expect("nothing").is_empty());
+}
+
+#[test]
 fn a_layer_with_another_table_begins_anew_unless_it_is_held() {
     let fixture = Fixture::new();
     let store = fixture.open();

@@ -339,15 +339,24 @@ fn the_doctor_tries_what_it_speaks_of() {
     };
     let (code, alone) = doctor(&image);
     assert_eq!(code, Some(7), "{alone}");
-    assert_eq!(verdict(&alone, "daemon"), "fail", "{alone}");
+    assert_eq!((verdict(&alone, "daemon"), verdict(&alone, "snapshots")), ("fail", "fail"), "{alone}");
     for what in ["privileges", "holes", "FUSE", "overlayfs", "registry", "ranges", "containerd configuration"] {
         assert_eq!(verdict(&alone, what), "ok", "{what}: {alone}");
     }
     assert_eq!(verdict(&alone, "clock of the registry"), "ok", "{alone}");
-    let daemon = Daemon::start(Path::new(HERMES), &host.root().join("var/lib/hermes"), &[]).expect("a node");
+    let state = host.root().join("var/lib/hermes");
+    let daemon = Daemon::start(Path::new(HERMES), &state, &[]).expect("a node");
+    // It runs, and containerd could not ask it.
+    let (code, unasked) = doctor(&image);
+    let found = (code, verdict(&unasked, "daemon"), verdict(&unasked, "snapshots"));
+    assert_eq!(found, (Some(7), "ok", "fail"), "{unasked}");
+    drop(daemon);
+    let socket = host.socket();
+    let serving = ["--containerd-socket", socket.to_str().expect("text")];
+    let daemon = Daemon::start(Path::new(HERMES), &state, &serving).expect("a node");
     let (code, with) = doctor(&image);
     assert_eq!(code, Some(0), "{with}");
-    assert_eq!((verdict(&with, "daemon"), verdict(&with, "peers")), ("ok", "warn"), "{with}");
+    assert_eq!((verdict(&with, "snapshots"), verdict(&with, "peers")), ("ok", "warn"), "{with}");
     // The first blob is the image's configuration, the second the layer.
     registry.plan(|request| if request == 0 { Fault::Pass } else { Fault::Status(403) });
     assert_eq!(verdict(&doctor(&image).1, "ranges"), "fail");

@@ -20,8 +20,11 @@ use hermes_store::{Store, StoreConfig};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tonic::Status;
+use tonic::metadata::MetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
 
 use crate::command::run;
 use crate::guard::{MountGuard, ScratchDir};
@@ -38,10 +41,25 @@ pub fn labels(pairs: &[(&str, &str)]) -> Labels {
 #[derive(Debug)]
 pub struct Client {
     runtime: Arc<Runtime>,
-    client: SnapshotsClient<Channel>,
+    client: SnapshotsClient<InterceptedService<Channel, Named>>,
+    /// Which snapshotter containerd is to ask; a service that is one itself doesn't look.
+    snapshotter: String,
 }
 
 type Answer<T> = Result<T, Status>;
+
+/// Says in which of containerd's namespaces a call is made; a snapshotter itself knows none.
+#[derive(Debug, Clone, Copy)]
+struct Named(Option<&'static str>);
+
+impl Interceptor for Named {
+    fn call(&mut self, mut request: Request<()>) -> Answer<Request<()>> {
+        if let Some(namespace) = self.0 {
+            request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static(namespace));
+        }
+        Ok(request)
+    }
+}
 
 impl Client {
     /// Connects to the service at `socket`.
@@ -50,13 +68,23 @@ impl Client {
     /// When nobody answers.
     pub fn connect(socket: &Path) -> Result<Self> {
         let runtime = Arc::new(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?);
-        Self::on(runtime, socket)
+        Self::on(runtime, socket, Named(None), "hermes")
     }
 
-    fn on(runtime: Arc<Runtime>, socket: &Path) -> Result<Self> {
+    /// Connects to containerd itself, for the snapshots that `snapshotter` has in Kubernetes' namespace.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn through_containerd(socket: &Path, snapshotter: &str) -> Result<Self> {
+        let runtime = Arc::new(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?);
+        Self::on(runtime, socket, Named(Some("k8s.io")), snapshotter)
+    }
+
+    fn on(runtime: Arc<Runtime>, socket: &Path, named: Named, snapshotter: &str) -> Result<Self> {
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))?;
         let channel = runtime.block_on(endpoint.connect()).with_context(|| format!("connect {}", socket.display()))?;
-        Ok(Self { runtime, client: SnapshotsClient::new(channel) })
+        let client = SnapshotsClient::with_interceptor(channel, named);
+        Ok(Self { runtime, client, snapshotter: snapshotter.to_owned() })
     }
 
     /// Makes an active snapshot.
@@ -65,7 +93,7 @@ impl Client {
     /// What the service says.
     pub fn prepare(&self, key: &str, parent: &str, labels: Labels) -> Answer<Vec<Mount>> {
         let request = PrepareSnapshotRequest {
-            snapshotter: "hermes".to_owned(),
+            snapshotter: self.snapshotter.clone(),
             key: key.to_owned(),
             parent: parent.to_owned(),
             labels,
@@ -78,7 +106,12 @@ impl Client {
     /// # Errors
     /// What the service says.
     pub fn view(&self, key: &str, parent: &str) -> Answer<Vec<Mount>> {
-        let request = ViewSnapshotRequest { key: key.to_owned(), parent: parent.to_owned(), ..Default::default() };
+        let request = ViewSnapshotRequest {
+            snapshotter: self.snapshotter.clone(),
+            key: key.to_owned(),
+            parent: parent.to_owned(),
+            ..Default::default()
+        };
         Ok(self.runtime.block_on(self.client.clone().view(request))?.into_inner().mounts)
     }
 
@@ -87,7 +120,7 @@ impl Client {
     /// # Errors
     /// What the service says.
     pub fn mounts(&self, key: &str) -> Answer<Vec<Mount>> {
-        let request = MountsRequest { key: key.to_owned(), ..Default::default() };
+        let request = MountsRequest { snapshotter: self.snapshotter.clone(), key: key.to_owned() };
         Ok(self.runtime.block_on(self.client.clone().mounts(request))?.into_inner().mounts)
     }
 
@@ -97,11 +130,11 @@ impl Client {
     /// What the service says.
     pub fn commit(&self, name: &str, key: &str, labels: Labels, parent: &str) -> Answer<()> {
         let request = CommitSnapshotRequest {
+            snapshotter: self.snapshotter.clone(),
             name: name.to_owned(),
             key: key.to_owned(),
             labels,
             parent: parent.to_owned(),
-            ..Default::default()
         };
         self.runtime.block_on(self.client.clone().commit(request)).map(drop)
     }
@@ -111,7 +144,7 @@ impl Client {
     /// # Errors
     /// What the service says.
     pub fn remove(&self, key: &str) -> Answer<()> {
-        let request = RemoveSnapshotRequest { key: key.to_owned(), ..Default::default() };
+        let request = RemoveSnapshotRequest { snapshotter: self.snapshotter.clone(), key: key.to_owned() };
         self.runtime.block_on(self.client.clone().remove(request)).map(drop)
     }
 
@@ -120,7 +153,7 @@ impl Client {
     /// # Errors
     /// What the service says.
     pub fn stat(&self, key: &str) -> Answer<Info> {
-        let request = StatSnapshotRequest { key: key.to_owned(), ..Default::default() };
+        let request = StatSnapshotRequest { snapshotter: self.snapshotter.clone(), key: key.to_owned() };
         Ok(self.runtime.block_on(self.client.clone().stat(request))?.into_inner().info.expect("a stat has an answer"))
     }
 
@@ -129,7 +162,8 @@ impl Client {
     /// # Errors
     /// What the service says.
     pub fn update(&self, info: Info, mask: &[&str]) -> Answer<Info> {
-        let mut request = UpdateSnapshotRequest { info: Some(info), ..Default::default() };
+        let mut request =
+            UpdateSnapshotRequest { snapshotter: self.snapshotter.clone(), info: Some(info), ..Default::default() };
         request.update_mask.get_or_insert_default().paths = mask.iter().map(|path| (*path).to_owned()).collect();
         let answer = self.runtime.block_on(self.client.clone().update(request))?;
         Ok(answer.into_inner().info.expect("an update has an answer"))
@@ -141,7 +175,7 @@ impl Client {
     /// What the service says.
     pub fn list(&self, filters: &[&str]) -> Answer<Vec<Info>> {
         let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
-        let request = ListSnapshotsRequest { filters, ..Default::default() };
+        let request = ListSnapshotsRequest { snapshotter: self.snapshotter.clone(), filters };
         self.runtime.block_on(async {
             let mut stream = self.client.clone().list(request).await?.into_inner();
             let mut all = Vec::new();
@@ -165,7 +199,7 @@ impl Client {
     /// # Errors
     /// What the service says.
     pub fn usage(&self, key: &str) -> Answer<UsageResponse> {
-        let request = UsageRequest { key: key.to_owned(), ..Default::default() };
+        let request = UsageRequest { snapshotter: self.snapshotter.clone(), key: key.to_owned() };
         Ok(self.runtime.block_on(self.client.clone().usage(request))?.into_inner())
     }
 
@@ -174,7 +208,9 @@ impl Client {
     /// # Errors
     /// What the service says.
     pub fn cleanup(&self) -> Answer<()> {
-        self.runtime.block_on(self.client.clone().cleanup(CleanupRequest::default())).map(drop)
+        self.runtime
+            .block_on(self.client.clone().cleanup(CleanupRequest { snapshotter: self.snapshotter.clone() }))
+            .map(drop)
     }
 }
 
@@ -215,7 +251,7 @@ impl LocalService {
         let task = runtime.spawn(async move {
             service.serve(listener, async { drop(stopped.await) }).await.expect("the service ends in order");
         });
-        Ok((Client::on(Arc::clone(runtime), &socket)?, (stop, task)))
+        Ok((Client::on(Arc::clone(runtime), &socket, Named(None), "hermes")?, (stop, task)))
     }
 
     /// Ends it in order and starts it again on the same folder.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Finding;
 use crate::control::{self, Answer, ControlError, Request};
 use crate::install::check::{self, Verdict};
+use crate::install::InstallError;
 use crate::install::root::Root;
 use crate::status::{NodeStatus, Way};
 
@@ -111,7 +112,12 @@ fn open_files(pid: u32) -> Option<Finding> {
 
 /// Whether containerd is there and uses Hermes, if it was ever told to.
 pub(super) async fn containerd(root: &Root, named: Option<PathBuf>) -> Vec<Finding> {
-    match check::check(root, named).await {
+    let looked = async {
+        let mut findings = check::check(root, named).await?;
+        findings.extend(check::snapshots(root).await?);
+        Ok::<_, InstallError>(findings)
+    };
+    match looked.await {
         Ok(findings) => findings,
         Err(error) => vec![Finding {
             what: "install",

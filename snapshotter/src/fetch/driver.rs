@@ -199,6 +199,7 @@ impl Driver {
             Command::Hit { layer, chunks } => {
                 self.tell(Event::ReadHit { layer, first_chunk: chunks.start, end_chunk: chunks.end });
             }
+            Command::LocalHas { layer, chunks } => self.tell(Event::LocalHas { layer, chunks }),
             Command::Evicted { layer, chunks } => self.tell(Event::Evicted { layer, chunks }),
             Command::Arrived { layer, chunks, overflow, from } => {
                 self.note_source(layer, &chunks, from);

@@ -16,7 +16,7 @@ mod marks;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hermes_image::ids::{ChunkNo, ChunkRange, DiffId};
@@ -143,6 +143,7 @@ pub(crate) enum Command {
     Need { read: ReadId, layer: DiffId, chunks: Runs, class: Class, deadline: Instant, done: oneshot::Sender<Answer> },
     Withdraw { read: ReadId },
     Hit { layer: DiffId, chunks: ChunkRange },
+    LocalHas { layer: DiffId, chunks: Runs },
     Evicted { layer: DiffId, chunks: Runs },
     Arrived { layer: DiffId, chunks: Runs, overflow: Vec<(ChunkNo, Bytes)>, from: Option<ArrivedFrom> },
     Progress { ask: AskId },
@@ -198,24 +199,33 @@ impl FetchHandle {
         let _ = self.commands.try_send(Command::Hit { layer, chunks });
     }
 
-    /// Opens `layer`: its chunks can be needed from when this returns. Not cancel safe in that the layer may be open
-    /// afterwards.
-    pub async fn open(&self, layer: Arc<OpenLayer>) {
+    /// Opens `layer`: its chunks can be needed from when this returns. What other layers on this node hold of it is
+    /// looked up for as long as `patience`; what is found later than that is used from then on. Not cancel safe in
+    /// that the layer may be open afterwards.
+    pub async fn open(&self, layer: Arc<OpenLayer>, patience: Duration) {
         let (ready, opened) = oneshot::channel();
-        let (store, looked_at) = (Arc::clone(&self.store), Arc::clone(&layer));
-        // A look-up of every chunk in the catalogue: seconds for a large layer on a slow disk.
-        let local = tokio::task::spawn_blocking(move || store.local_runs(&looked_at.layer)).await;
-        let local = match local {
-            Ok(Ok(local)) => local,
-            Ok(Err(error)) => {
-                tracing::warn!(layer = %layer.diff_id(), %error, "nothing is copied from other layers");
+        let (diff_id, store, looked_at) = (layer.diff_id(), Arc::clone(&self.store), Arc::clone(&layer));
+        // A look-up of every missing chunk in the catalogue: seconds for a large layer on a slow disk.
+        let mut look = tokio::task::spawn_blocking(move || {
+            store.local_runs(&looked_at.layer).unwrap_or_else(|error| {
+                tracing::warn!(layer = %diff_id, %error, "nothing is copied from other layers");
                 Runs::new()
-            }
-            Err(_) => Runs::new(),
-        };
-        if self.commands.send(Command::Open { layer, local, ready }).await.is_ok() {
-            let _ = opened.await;
+            })
+        });
+        let in_time = tokio::time::timeout(patience, &mut look).await;
+        let is_late = in_time.is_err();
+        let local = in_time.map_or_else(|_| Runs::new(), Result::unwrap_or_default);
+        if self.commands.send(Command::Open { layer, local, ready }).await.is_err() {
+            return;
         }
+        if is_late {
+            let commands = self.commands.clone();
+            tokio::spawn(async move {
+                let chunks = look.await.unwrap_or_default();
+                let _ = commands.send(Command::LocalHas { layer: diff_id, chunks }).await;
+            });
+        }
+        let _ = opened.await;
     }
 
     /// Tells that the users of `layer`, and with them its registries, have changed: what was refused is asked for

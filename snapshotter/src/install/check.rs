@@ -1,8 +1,13 @@
 //! Whether a host is still as an install has left it. Only looks.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use hermes_containerd_api::snapshots::StatSnapshotRequest;
+use hermes_containerd_api::snapshots::snapshots_client::SnapshotsClient;
 use serde::Serialize;
+use tonic::Code;
+use tonic::transport::Endpoint;
 
 use super::containerd::Containerd;
 use super::record::{Installed, read_text};
@@ -55,6 +60,11 @@ impl Finding {
 /// What to do about most of what is found here.
 const INSTALL_AGAIN: &str = "run `hermes node install` again, with the same options";
 
+/// How long the daemon may take to answer on its socket.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// A name that containerd gives no snapshot.
+const NOBODYS_SNAPSHOT: &str = "hermes-doctor";
+
 /// Compares the host with the record of its install. `named` is a containerd to ask instead of the host's.
 ///
 /// Cancel safe.
@@ -75,6 +85,48 @@ pub async fn check(root: &Root, named: Option<PathBuf>) -> Result<Vec<Finding>, 
     }
     found.extend(configuration(root, &installed, named.as_deref()).await?);
     Ok(found)
+}
+
+/// Asks the socket that containerd was told of, as containerd does; `None` when nothing is installed.
+///
+/// Cancel safe.
+///
+/// # Errors
+/// When the record cannot be read.
+pub async fn snapshots(root: &Root) -> Result<Option<Finding>, InstallError> {
+    const WHAT: &str = "snapshots";
+    let Some(installed) = Installed::load(root)? else { return Ok(None) };
+    let socket = &installed.record.settings.socket;
+    // A containerd that runs outside of the host's root sees the path as it is.
+    let path = Some(root.at(socket)).filter(|path| path.exists()).unwrap_or_else(|| socket.clone());
+    let socket = path.display().to_string();
+    let asked = async {
+        let channel = Endpoint::from_shared(format!("unix://{socket}")).map_err(|error| error.to_string())?;
+        let channel = channel.connect().await.map_err(|error| cause_of(&error))?;
+        let request = StatSnapshotRequest { key: NOBODYS_SNAPSHOT.to_owned(), ..StatSnapshotRequest::default() };
+        match SnapshotsClient::new(channel).stat(request).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.code() == Code::NotFound => Ok(()),
+            Err(status) => Err(status.to_string()),
+        }
+    };
+    let answered = match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
+        Ok(answered) => answered,
+        Err(_) => Err(format!("no answer within {ANSWER_TIMEOUT:?}")),
+    };
+    Ok(Some(match answered {
+        Ok(()) => Finding::ok(WHAT, format!("{socket} answers")),
+        Err(reason) => {
+            let next = "start the daemon with --containerd-socket; until then containerd can start nothing with Hermes";
+            Finding::fail(WHAT, format!("{socket}: {reason}"), next)
+        }
+    }))
+}
+
+/// The innermost cause of an error: a transport's own words say no more than that it is one.
+fn cause_of(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.last().unwrap_or(error).to_string()
 }
 
 fn binary(root: &Root, installed: &Installed) -> Finding {

@@ -241,9 +241,11 @@ impl LazyImages {
         let named = reference.clone().unwrap_or_else(|| manifest.to_string());
         let way = node.ways.choose(node.config.way, true);
         way.map_err(|error| refusal(metrics::Decision::NoWay, error.to_string()))?;
-        let index = node.open_index(&named, statement.clone()).await;
-        let index = index.map_err(|error| refusal(metrics::Decision::Corrupt, error.to_string()))?;
-        self.check_source(reference.as_deref(), &statement).await?;
+        let index = async {
+            let index = node.open_index(&named, statement.clone()).await;
+            index.map_err(|error| refusal(metrics::Decision::Corrupt, error.to_string()))
+        };
+        let (index, ()) = futures::try_join!(index, self.check_source(reference.as_deref(), &statement))?;
         let local = |error: NodeError| refusal(metrics::Decision::Corrupt, error.to_string());
         node.remember(&named, &index).map_err(local)?;
         self.keep(manifest, &signed, reference.as_deref());

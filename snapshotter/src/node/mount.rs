@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hermes_image::erofs::{self, Image};
 use hermes_image::ids::{ArtifactId, ChainId, DiffId, Digest};
 use hermes_image::index::chunks::ChunkTable;
@@ -36,6 +37,11 @@ use crate::status::Way;
 
 /// Who pins images that are mounted.
 pub(super) const MOUNT_PIN: &str = "mount";
+/// Layers of an image that are handled at once. Each waits for disks and peers rather than for a core.
+const LAYERS_AT_ONCE: usize = 16;
+/// How long a container waits to know what other images on this node have of its layers, which saves reading that from
+/// elsewhere. What is found later is used for what is read later.
+const LOOK_UP_PATIENCE: Duration = Duration::from_millis(50);
 /// How long a peer that the user names may take to answer the first time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -194,40 +200,61 @@ impl Inner {
         let damaged = |what, reason: String| NodeError::Damaged { image: image.to_owned(), what, reason };
         let diff_ids: Vec<DiffId> = statement.layers.iter().map(|layer| layer.diff_id).collect();
         let chain = ChainId::of(&diff_ids).ok_or_else(|| damaged("statement", "the image has no layers".to_owned()))?;
-        let mut tables = Vec::new();
-        let mut tocs = Vec::new();
-        for layer in &statement.layers {
+        let (store, manifest) = (Arc::clone(&self.store), statement.manifest);
+        let known = tokio::task::spawn_blocking(move || known_tree(&store, manifest, &diff_ids)).await;
+        let known = known.map_err(|_| NodeError::Interrupted)??;
+        let layers = statement.layers.iter().map(|layer| self.open_layer_index(image, layer, known.is_some()));
+        let layers = layers.collect::<Vec<_>>();
+        let layers: Vec<_> = stream::iter(layers).buffered(LAYERS_AT_ONCE).try_collect().await?;
+        let (tables, tocs): (Vec<ChunkTable>, Vec<Option<Toc>>) = layers.into_iter().unzip();
+        let (tree_id, tree) = match known {
+            Some(known) => known,
+            None => {
+                let store = Arc::clone(&self.store);
+                let tocs: Vec<Toc> = tocs.into_iter().flatten().collect();
+                let made = tokio::task::spawn_blocking(move || make_tree(&store, &tocs)).await;
+                made.map_err(|_| NodeError::Interrupted)?.map_err(|reason| damaged("tree", reason))?
+            }
+        };
+        let tree_path = self.store.artifact_path(tree_id);
+        Ok(OpenIndex { statement, tables, tree, tree_id, tree_path, chain })
+    }
+
+    /// What the index has of one layer; without a table of contents where the tree is known. Everything is looked for
+    /// at once, because it may be with a peer, and a round trip for each would be seconds for an image of many layers.
+    async fn open_layer_index(
+        &self,
+        image: &str,
+        layer: &LayerStatement,
+        tree_is_known: bool,
+    ) -> Result<(ChunkTable, Option<Toc>), NodeError> {
+        let damaged = |what, reason: String| NodeError::Damaged { image: image.to_owned(), what, reason };
+        let table = async {
             let bytes = self.artifact(image, "chunk table", layer.chunks).await?;
             let table = ChunkTable::decode(bytes).map_err(|error| damaged("chunk table", error.to_string()))?;
             layer.check_chunks(&table).map_err(|error| damaged("chunk table", error.to_string()))?;
+            Ok::<_, NodeError>(table)
+        };
+        // It was looked through when the tree was made.
+        if tree_is_known {
+            return Ok((table.await?, None));
+        }
+        let toc = async {
             let bytes = self.artifact(image, "table of contents", layer.toc).await?;
             let toc = Toc::decode(bytes).map_err(|error| damaged("table of contents", error.to_string()))?;
             layer.check_toc(&toc).map_err(|error| damaged("table of contents", error.to_string()))?;
-            tocs.push(toc);
-            // Peers that start from this node need the restart points' directory too. It may be missing while others
-            // have the chunks.
-            if let Some(seek) = self.artifacts.get(layer.seek).await? {
-                let seek = SeekTable::decode(seek.into_inner());
-                let seek = seek.map_err(|error| damaged("seek table", error.to_string()))?;
-                layer.check_seek(&seek, &table).map_err(|error| damaged("seek table", error.to_string()))?;
-            }
-            tables.push(table);
+            Ok(toc)
+        };
+        // Peers that start from this node need the restart points' directory too. It may be missing while others have
+        // the chunks.
+        let seek = async { Ok(self.artifacts.get(layer.seek).await?) };
+        let (table, toc, seek) = futures::try_join!(table, toc, seek)?;
+        if let Some(seek) = seek {
+            let seek = SeekTable::decode(seek.into_inner());
+            let seek = seek.map_err(|error| damaged("seek table", error.to_string()))?;
+            layer.check_seek(&seek, &table).map_err(|error| damaged("seek table", error.to_string()))?;
         }
-        let (store, manifest) = (Arc::clone(&self.store), statement.manifest);
-        let made = tokio::task::spawn_blocking(move || -> Result<(ArtifactId, Bytes, PathBuf), String> {
-            if let Some((id, image)) = known_tree(&store, manifest, &diff_ids).map_err(|error| error.to_string())? {
-                return Ok((id, image, store.artifact_path(id)));
-            }
-            let tree = merge(&tocs).map_err(|error| error.to_string())?;
-            let image = erofs::write(&tree).map_err(|error| error.to_string())?;
-            let (id, image) = Verified::named(image.into());
-            store.put_artifact(&image).map_err(|error| error.to_string())?;
-            let path = store.artifact_path(id);
-            Ok((id, image.into_inner(), path))
-        });
-        let made = made.await.map_err(|_| NodeError::Interrupted)?;
-        let (tree_id, tree, tree_path) = made.map_err(|reason| damaged("tree", reason))?;
-        Ok(OpenIndex { statement, tables, tree, tree_id, tree_path, chain })
+        Ok((table, Some(toc)))
     }
 
     async fn artifact(&self, image: &str, what: &'static str, id: ArtifactId) -> Result<Bytes, NodeError> {
@@ -260,20 +287,21 @@ impl Inner {
         origin: Option<&Arc<Origin>>,
         index: OpenIndex,
     ) -> Result<(Way, bool), NodeError> {
-        let (mut layers, mut files, mut uses) = (Vec::new(), Vec::new(), Vec::new());
-        for (table, statement) in index.tables.iter().zip(&index.statement.layers) {
-            let stored = self.store.layer(table)?;
-            uses.push(stored.hold());
-            let origin = origin.map(|origin| LayerOrigin {
+        let (store, tables) = (Arc::clone(&self.store), index.tables.clone());
+        let stored = tokio::task::spawn_blocking(move || store.layers_of(&tables)).await;
+        let stored = stored.map_err(|_| NodeError::Interrupted)??;
+        let uses = stored.iter().map(|layer| layer.hold()).collect();
+        let users = index.statement.layers.iter().map(|statement| LayerUser {
+            mount,
+            image: request.image.clone(),
+            origin: origin.map(|origin| LayerOrigin {
                 number: self.origins.lock().number(origin.host()),
                 origin: Arc::clone(origin),
                 descriptor: LayerDescriptor::of_statement(statement),
-            });
-            let user = LayerUser { mount, image: request.image.clone(), origin };
-            let (open, file) = self.open_layer(stored, user, statement).await?;
-            layers.push(open);
-            files.push(file);
-        }
+            }),
+        });
+        let opened = self.open_layers(stored, users.collect(), &index.statement.layers).await?;
+        let (layers, files): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
         let complete = layers.iter().all(|layer| layer.layer.is_complete());
         let wanted = request.way.or(self.config.way);
         let way = self.ways.choose(wanted, complete)?;
@@ -329,35 +357,41 @@ impl Inner {
         }
     }
 
-    /// Opens a layer for `user`; one that another mount has open already serves both, and then may be read from either
-    /// image's registry. The caller holds the lock of mounting.
-    async fn open_layer(
+    /// Opens layers for their users; one that another mount has open already serves both, and then may be read from
+    /// either image's registry. The caller holds the lock of mounting.
+    async fn open_layers(
         &self,
-        stored: Arc<hermes_store::Layer>,
-        user: LayerUser,
-        statement: &LayerStatement,
-    ) -> Result<(Arc<OpenLayer>, Arc<LayerFile>), NodeError> {
-        let diff_id = stored.diff_id();
-        let shared = self.layers.lock().get(&diff_id).cloned();
-        if let Some((open, file)) = shared {
-            open.add_user(user);
-            self.fetch.origins_changed(diff_id).await;
-            return Ok((open, file));
+        stored: Vec<Arc<hermes_store::Layer>>,
+        users: Vec<LayerUser>,
+        statements: &[LayerStatement],
+    ) -> Result<Vec<(Arc<OpenLayer>, Arc<LayerFile>)>, NodeError> {
+        let (mut all, mut new, mut shared) = (Vec::new(), Vec::new(), Vec::new());
+        for ((stored, user), statement) in stored.into_iter().zip(users).zip(statements) {
+            let diff_id = stored.diff_id();
+            let known = self.layers.lock().get(&diff_id).cloned();
+            if let Some((open, file)) = known {
+                open.add_user(user);
+                shared.push(diff_id);
+                all.push((open, file));
+                continue;
+            }
+            let spans_from = SpanIndexSource { artifacts: self.artifacts.clone(), statement: statement.clone() };
+            let image = user.image.clone();
+            let damaged =
+                |error: GeometryError| NodeError::Damaged { image, what: "chunk table", reason: error.to_string() };
+            let open = Arc::new(OpenLayer::new(Arc::clone(&stored), user, spans_from).map_err(damaged)?);
+            let marks = Arc::clone(&open.marks);
+            let file = Arc::new(LayerFile { layer: stored, fetch: self.fetch.clone(), marks });
+            self.layers.lock().insert(diff_id, (Arc::clone(&open), Arc::clone(&file)));
+            self.directory.insert(Arc::clone(&file));
+            new.push(Arc::clone(&open));
+            all.push((open, file));
         }
-        let spans_from = SpanIndexSource { artifacts: self.artifacts.clone(), statement: statement.clone() };
-        let damaged = |image: String, error: GeometryError| NodeError::Damaged {
-            image,
-            what: "chunk table",
-            reason: error.to_string(),
-        };
-        let image = user.image.clone();
-        let open = OpenLayer::new(Arc::clone(&stored), user, spans_from).map_err(|error| damaged(image, error))?;
-        let marks = Arc::clone(&open.marks);
-        let (open, file) = (Arc::new(open), Arc::new(LayerFile { layer: stored, fetch: self.fetch.clone(), marks }));
-        self.layers.lock().insert(diff_id, (Arc::clone(&open), Arc::clone(&file)));
-        self.directory.insert(Arc::clone(&file));
-        self.fetch.open(Arc::clone(&open)).await;
-        Ok((open, file))
+        stream::iter(new).for_each_concurrent(LAYERS_AT_ONCE, |open| self.fetch.open(open, LOOK_UP_PATIENCE)).await;
+        for layer in shared {
+            self.fetch.origins_changed(layer).await;
+        }
+        Ok(all)
     }
 
     /// Closes layers for a mount that has ended, or was never made; those that no other mount reads are forgotten. The
@@ -502,6 +536,15 @@ fn known_tree(store: &Store, manifest: Digest, diff_ids: &[DiffId]) -> Result<Op
     let is_same = record.layers.iter().map(|layer| layer.diff_id).eq(diff_ids.iter().copied());
     let Some(id) = record.tree.filter(|_| is_same) else { return Ok(None) };
     Ok(store.artifact(id)?.map(|image| (id, image)))
+}
+
+/// Makes the tree of a chain and keeps it.
+fn make_tree(store: &Store, tocs: &[Toc]) -> Result<(ArtifactId, Bytes), String> {
+    let tree = merge(tocs).map_err(|error| error.to_string())?;
+    let image = erofs::write(&tree).map_err(|error| error.to_string())?;
+    let (id, image) = Verified::named(image.into());
+    store.put_artifact(&image).map_err(|error| error.to_string())?;
+    Ok((id, image.into_inner()))
 }
 
 /// What the next daemon needs to go on with this mount.

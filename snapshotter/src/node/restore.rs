@@ -14,6 +14,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hermes_image::erofs::Image;
 use hermes_image::statement::LayerStatement;
@@ -107,26 +108,34 @@ impl Parts<'_> {
                     Some(_) => Ok(record),
                 }
             });
+            let number = MountNo(restored.next_mount);
+            restored.next_mount += 1;
             let opened = match record {
-                Ok(record) => self.prepare(&dir, record, &mut restored).await,
+                Ok(record) => self.prepare(number, &dir, record, &mut restored).await,
                 Err(reason) => Err(reason),
             };
             match opened {
                 Ok(tree) => prepared.push(tree),
-                Err(reason) => self.clear(&dir, shown, &reason)?,
+                Err(reason) => {
+                    self.close(number, &mut restored).await;
+                    self.clear(&dir, shown, &reason)?;
+                }
             }
         }
         if has_layers {
             restored.session = self.resume_layers(&mut inherited);
         }
         for tree in prepared {
-            let dir = tree.dir.clone();
+            let (number, dir) = (tree.number, tree.dir.clone());
             match self.show(tree, restored.session.is_some(), &mut inherited) {
                 Ok(image) => {
                     tracing::info!(image = %image.reference, dir = %dir.display(), way = %image.way, "went on showing");
                     restored.images.push(image);
                 }
-                Err(reason) => self.clear(&dir, type_at(&dir), &reason)?,
+                Err(reason) => {
+                    self.close(number, &mut restored).await;
+                    self.clear(&dir, type_at(&dir), &reason)?;
+                }
             }
         }
         if let Some(notifier) = &self.notifier {
@@ -136,7 +145,13 @@ impl Parts<'_> {
     }
 
     /// Opens the layers of a tree, so that reads can be answered.
-    async fn prepare(&self, dir: &Path, record: MountRecord, restored: &mut Restored) -> Result<Prepared, String> {
+    async fn prepare(
+        &self,
+        number: MountNo,
+        dir: &Path,
+        record: MountRecord,
+        restored: &mut Restored,
+    ) -> Result<Prepared, String> {
         for folder in &record.index_folders {
             self.artifacts.add_folder(IndexFolder::new(folder));
         }
@@ -149,8 +164,6 @@ impl Parts<'_> {
                 None
             }
         };
-        let number = MountNo(restored.next_mount);
-        restored.next_mount += 1;
         let (mut layers, mut files, mut uses) = (Vec::new(), Vec::new(), Vec::new());
         for layer in &record.layers {
             let origin = origin.as_ref().map(|origin| LayerOrigin {
@@ -187,9 +200,19 @@ impl Parts<'_> {
         let (fetch, marks) = (self.fetch.clone(), Arc::clone(&open.marks));
         let file = Arc::new(LayerFile { layer: stored, fetch, marks });
         self.directory.insert(Arc::clone(&file));
-        self.fetch.open(Arc::clone(&open)).await;
+        // Readers wait: they first get what is there.
+        self.fetch.open(Arc::clone(&open), Duration::ZERO).await;
         restored.layers.insert(layer.diff_id, (Arc::clone(&open), Arc::clone(&file)));
         Ok((open, file, held))
+    }
+
+    /// Closes the layers of a tree that does not go on, but for those that another one reads.
+    async fn close(&self, number: MountNo, restored: &mut Restored) {
+        let unused = restored.layers.extract_if(.., |_, (open, _)| open.remove_user(number) == 0);
+        for diff_id in unused.map(|(diff_id, _)| diff_id).collect::<Vec<_>>() {
+            self.directory.remove(diff_id);
+            self.fetch.close(diff_id).await;
+        }
     }
 
     fn resume_layers(&self, inherited: &mut Inherited) -> Option<FuseSession> {

@@ -35,14 +35,24 @@ fn place_of(key: &[u8]) -> Option<Place> {
 }
 
 impl Catalogue {
-    /// Writes the places of a layer that is about to be registered. A crash in between is noticed at the next open.
-    pub(crate) fn write_places(&self, layer: u32, table: &ChunkTable) -> Result<(), StoreError> {
-        self.for_each_batch(table, layer, |batch, key| batch.put_cf(self.family(PLACES), key, []))
+    /// Writes the places of layers that are about to be registered. A crash in between is noticed at the next open.
+    pub(crate) fn write_places<'a>(
+        &self,
+        layers: impl ExactSizeIterator<Item = (u32, &'a ChunkTable)>,
+    ) -> Result<(), StoreError> {
+        let is_one = layers.len() == 1;
+        for (layer, table) in layers {
+            // No number makes the next open look for all places that belong to no layer.
+            let note = if is_one { &layer.to_be_bytes()[..] } else { &[] };
+            self.for_each_batch(table, layer, note, |batch, key| batch.put_cf(self.family(PLACES), key, []))?;
+        }
+        Ok(())
     }
 
     /// Removes the places of a layer that was registered.
     pub(crate) fn remove_places(&self, layer: u32, table: &ChunkTable) -> Result<(), StoreError> {
-        self.for_each_batch(table, layer, |batch, key| batch.delete_cf(self.family(PLACES), key))?;
+        let note = layer.to_be_bytes();
+        self.for_each_batch(table, layer, &note, |batch, key| batch.delete_cf(self.family(PLACES), key))?;
         let mut batch = WriteBatch::default();
         batch.delete_cf(self.family(META), b"registering");
         self.write(batch, Durability::Buffered)
@@ -52,13 +62,14 @@ impl Catalogue {
         &self,
         table: &ChunkTable,
         layer: u32,
+        note: &[u8],
         apply: impl Fn(&mut WriteBatch, [u8; KEY_LEN]),
     ) -> Result<(), StoreError> {
         let mut first = 0;
         // At least one write, so that the note is there also for a layer without chunks.
         loop {
             let mut batch = WriteBatch::default();
-            batch.put_cf(self.family(META), b"registering", layer.to_be_bytes());
+            batch.put_cf(self.family(META), b"registering", note);
             let last = table.count().min(first + BATCH_PLACES as u32);
             for chunk in first..last {
                 apply(&mut batch, key(&table.chunk_id(ChunkNo(chunk)), layer, chunk));
@@ -157,8 +168,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let (catalogue, _) = Catalogue::open(dir.path()).expect("opens");
         let (one, two) = (table(&[5, 6, 5]), table(&[6]));
-        catalogue.write_places(1, &one).expect("writes");
-        catalogue.write_places(2, &two).expect("writes");
+        catalogue.write_places([(1, &one)].into_iter()).expect("writes");
+        catalogue.write_places([(2, &two)].into_iter()).expect("writes");
         let places = |id: u8| catalogue.places(&ChunkId([id; 32])).expect("reads");
         assert_eq!(places(5), vec![(1, ChunkNo(0)), (1, ChunkNo(2))]);
         assert_eq!(places(6), vec![(1, ChunkNo(1)), (2, ChunkNo(0))]);
@@ -166,9 +177,13 @@ mod tests {
         catalogue.remove_places(1, &one).expect("removes");
         assert_eq!((places(5), places(6)), (vec![], vec![(2, ChunkNo(0))]));
         // Layer 2 was never registered: a crash now leaves its places behind.
-        catalogue.write_places(2, &two).expect("writes");
+        catalogue.write_places([(2, &two)].into_iter()).expect("writes");
         assert_eq!(catalogue.remove_orphan_places(|_| false).expect("cleans"), 1);
         assert_eq!(places(6), vec![]);
         assert_eq!(catalogue.remove_orphan_places(|_| false).expect("cleans"), 0);
+        // Of two that are registered at once, too.
+        catalogue.write_places([(3, &one), (4, &two)].into_iter()).expect("writes");
+        assert_eq!(catalogue.remove_orphan_places(|number| number == 4).expect("cleans"), 3);
+        assert_eq!((places(5), places(6)), (vec![], vec![(4, ChunkNo(0))]));
     }
 }

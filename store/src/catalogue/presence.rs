@@ -72,11 +72,16 @@ impl Catalogue {
         Ok(pages)
     }
 
-    /// Commits a layer whose file and places are there.
-    pub(crate) fn register(&self, diff_id: DiffId, record: &LayerRecord) -> Result<(), StoreError> {
-        let json = serde_json::to_vec(record).expect("numbers and a name always serialise");
+    /// Commits layers whose files and places are there, all or none.
+    pub(crate) fn register<'a>(
+        &self,
+        layers: impl Iterator<Item = (DiffId, &'a LayerRecord)>,
+    ) -> Result<(), StoreError> {
         let mut batch = WriteBatch::default();
-        batch.put_cf(self.family(LAYERS), diff_id.0, json);
+        for (diff_id, record) in layers {
+            let json = serde_json::to_vec(record).expect("numbers and a name always serialise");
+            batch.put_cf(self.family(LAYERS), diff_id.0, json);
+        }
         batch.delete_cf(self.family(META), b"registering");
         self.write(batch, Durability::Synced)
     }
