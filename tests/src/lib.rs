@@ -29,5 +29,6 @@ pub mod runnable;
 pub mod sample;
 pub mod snapshot;
 pub mod snapshotter;
+pub mod systemd;
 pub mod tarball;
 pub mod unpack;

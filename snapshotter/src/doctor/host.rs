@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::Finding;
 use crate::control::{self, Answer, ControlError, Request};
-use crate::install::check::{self, Verdict};
 use crate::install::InstallError;
+use crate::install::check::{self, Verdict};
 use crate::install::root::Root;
 use crate::status::{NodeStatus, Way};
 
