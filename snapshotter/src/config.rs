@@ -15,6 +15,10 @@ use crate::mounts::erofs::Backing;
 use crate::origin::{HOSTS_DIR, OriginConfig, TlsSettings};
 use crate::status::Way;
 
+/// Default of [`NodeConfig::index_on_first_pull_min_bytes`]: below it, containerd has the image within seconds anyway, and
+/// no later node gains much by being lazy.
+pub const FIRST_PULL_MIN_BYTES: u64 = 64_000_000;
+
 /// A setting that cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{setting}: {reason}")]
@@ -42,6 +46,13 @@ pub struct NodeConfig {
     pub index_folders: Vec<PathBuf>,
     /// Keys whose index statements are accepted, beside the node's own.
     pub trusted_keys: Vec<String>,
+    /// The file with the secret key that this node signs indexes with, and whose statements it takes: the same on all
+    /// nodes of a fleet. A key of its own, made in the state folder, when absent.
+    pub signing_key: Option<PathBuf>,
+    /// Take the pull of an image that nobody has an index of: read its layers once, keep all of them, build the index.
+    pub index_on_first_pull: bool,
+    /// The smallest image whose pull is taken, in compressed bytes of its layers.
+    pub index_on_first_pull_min_bytes: u64,
     /// Most bytes that the store may hold; no limit when absent.
     pub store_budget_bytes: Option<u64>,
     /// How long a read waits for a source, in milliseconds, before it fails with EIO.
@@ -136,6 +147,9 @@ impl Default for NodeConfig {
             cluster: "default".to_owned(),
             index_folders: Vec::new(),
             trusted_keys: Vec::new(),
+            signing_key: None,
+            index_on_first_pull: true,
+            index_on_first_pull_min_bytes: FIRST_PULL_MIN_BYTES,
             store_budget_bytes: None,
             // Design, section 5.
             read_deadline_ms: 60_000,
@@ -169,6 +183,9 @@ impl NodeConfig {
             return wrong("store_budget_bytes", "give at least 16 MiB");
         }
         self.registries.validate()?;
+        if self.signing_key.as_ref().is_some_and(|path| !path.is_absolute()) {
+            return wrong("signing_key", "give an absolute path");
+        }
         if self.snapshotter_socket.as_ref().is_some_and(|socket| !socket.is_absolute()) {
             return wrong("snapshotter_socket", "give an absolute path");
         }
@@ -215,7 +232,7 @@ mod tests {
     fn the_defaults_are_valid_and_nonsense_is_named() {
         assert_eq!(NodeConfig::default().validate(), Ok(()));
         type Change = fn(&mut NodeConfig);
-        let cases: [(Change, &str); 9] = [
+        let cases: [(Change, &str); 10] = [
             (|config| config.state = PathBuf::from("relative"), "state"),
             (|config| config.read_deadline_ms = 0, "read_deadline_ms"),
             (|config| config.cluster = "a b".to_owned(), "cluster"),
@@ -227,6 +244,7 @@ mod tests {
                 "credential_provider_bin_dir",
             ),
             (|config| config.trusted_keys = vec!["key".to_owned()], "trusted_keys"),
+            (|config| config.signing_key = Some(PathBuf::from("relative")), "signing_key"),
             (|config| config.snapshotter_socket = Some(PathBuf::from("relative")), "snapshotter_socket"),
         ];
         for (change, setting) in cases {

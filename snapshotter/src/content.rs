@@ -12,17 +12,21 @@ use hermes_p2p::Content;
 use hermes_store::Store;
 use parking_lot::RwLock;
 
+use crate::index_folder::IndexFolder;
+
 /// The store, as peers see it.
 #[derive(Debug)]
 pub struct NodeContent {
     store: Arc<Store>,
+    /// The node's own statements, those of earlier daemons among them.
+    own: IndexFolder,
     statements: RwLock<BTreeMap<Digest, Bytes>>,
 }
 
 impl NodeContent {
-    /// Gives what `store` has.
-    pub fn new(store: Arc<Store>) -> Self {
-        Self { store, statements: RwLock::default() }
+    /// Gives what `store` has, and the statements in `own`, of which each was accepted by this node.
+    pub fn new(store: Arc<Store>, own: IndexFolder) -> Self {
+        Self { store, own, statements: RwLock::default() }
     }
 
     /// Gives `signed` to peers that ask about `manifest`.
@@ -56,6 +60,11 @@ impl Content for NodeContent {
     }
 
     fn statement(&self, manifest: Digest) -> Option<Bytes> {
-        self.statements.read().get(&manifest).cloned()
+        if let Some(signed) = self.statements.read().get(&manifest) {
+            return Some(signed.clone());
+        }
+        let kept =
+            self.own.statement(manifest).inspect_err(|error| tracing::warn!(%error, "a statement is not given on"));
+        kept.ok().flatten().map(Bytes::from)
     }
 }

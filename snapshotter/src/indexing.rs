@@ -1,28 +1,39 @@
 //! Building the index of an image: every layer streamed once from its registry through the builder.
 //!
-//! The builder's threads do the work; this module only moves bytes to it. Layers follow one another, because one layer
-//! already uses the cores that there are and the link as well; memory is bounded by one layer's pipeline. A build that
-//! is dropped stops at the next piece and leaves nothing.
+//! The builder's threads do the work; this module only moves bytes to it ([`index_layer`]). [`build_index`] takes the
+//! layers of an image one after another, because one layer already uses the cores that there are and the link as well;
+//! memory is bounded by one layer's pipeline, and what was made of a layer is handed on before the next begins. A node
+//! that takes a pull itself drives the layers on its own, and keeps their chunks (`node/first_pull.rs`).
+//!
+//! A body that breaks off is gone on with where it broke, as long as something comes. The whole is checked in the end,
+//! whoever sent which part of it. A build that is dropped stops at the next piece and leaves nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use hermes_image::build::{BuildError, Expect, LayerBuilder, LayerIndex, Options, Stats};
+use hermes_image::build::{BuildError, ChunkSink, Expect, LayerBuilder, LayerIndex, Options, Stats};
 use hermes_image::ids::ArtifactId;
+use hermes_image::index::chunks::ChunkTable;
 use hermes_image::statement::{LayerStatement, Statement};
 use hermes_image::verify::Verified;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use crate::origin::{LayerDescriptor, Origin, OriginError, ResolvedImage};
+use crate::origin::{ErrorClass, LayerDescriptor, Origin, OriginError, ResolvedImage};
 
 /// Pieces between the socket and the builder, about 1 MiB.
 const PIECES_MAX: usize = 16;
 /// Longest time that reading one layer may take: 1 TiB at 100 MB/s. A registry that stops sending is noticed within
 /// seconds by the origin's own limits.
 const LAYER_READ_MAX: Duration = Duration::from_secs(3 * 3600);
+/// How often a layer's body may break off and be gone on with. One that brings nothing before it breaks is not.
+const RESUMES_MAX: u32 = 8;
+
+/// What takes an artifact and fails.
+type KeepError = Box<dyn std::error::Error + Send + Sync>;
 
 /// An index that could not be built.
 #[derive(Debug, Error)]
@@ -40,6 +51,16 @@ pub enum IndexingError {
         /// Why.
         source: BuildError,
     },
+    /// What was made cannot be kept.
+    #[error("cannot keep the index of layer {} of {image}: {source}", layer.layer)]
+    Keep {
+        /// The image.
+        image: String,
+        /// The layer.
+        layer: Box<LayerDescriptor>,
+        /// Why.
+        source: KeepError,
+    },
     /// The builder's thread ended without a word.
     #[error("building the index of layer {} of {image} was interrupted", layer.layer)]
     Interrupted {
@@ -50,13 +71,11 @@ pub enum IndexingError {
     },
 }
 
-/// The index of an image.
+/// The index of an image, but for the artifacts, which were handed on.
 #[derive(Debug)]
 pub struct ImageIndex {
     /// What is to be signed.
     pub statement: Statement,
-    /// All artifacts, in the order of the layers: table of contents, chunk table, seek table, windows.
-    pub artifacts: Vec<Artifact>,
     /// What building each layer cost, in the order of the layers.
     pub stats: Vec<Stats>,
 }
@@ -68,123 +87,156 @@ pub struct Artifact {
     pub id: ArtifactId,
     /// Its bytes.
     pub bytes: Verified<Bytes>,
-    /// What it is.
-    pub kind: ArtifactKind,
-    /// Which layer it belongs to, counted from the lowest.
-    pub layer: usize,
 }
 
-/// Kinds of artifact.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ArtifactKind {
-    /// Table of contents.
-    Toc,
-    /// Chunk table.
-    Chunks,
-    /// Directory of the seek table.
-    Seek,
-    /// Windows of the seek table.
-    Windows,
+/// What was made of one layer, which is the one that the manifest and the configuration name.
+#[derive(Debug)]
+pub struct IndexedLayer {
+    /// What is to be signed of it.
+    pub statement: LayerStatement,
+    /// Table of contents, chunk table, seek table, windows.
+    pub artifacts: [Artifact; 4],
+    /// The chunk table once more.
+    pub table: ChunkTable,
+    /// What building it cost.
+    pub stats: Stats,
 }
 
-/// Builds the index of `image`. `progress` hears how many compressed bytes were read, of all layers together.
+/// Builds the index of `image`. `keep` gets each artifact as soon as its layer is indexed, on a thread that may wait for
+/// disks; `progress` hears how many compressed bytes were read, of all layers together.
 ///
 /// # Errors
-/// When a layer cannot be read or is not what the manifest says.
-pub async fn build_index(
+/// When a layer cannot be read or is not what the manifest says, or when `keep` fails.
+pub async fn build_index<E: Into<KeepError>>(
     origin: &Arc<Origin>,
     image: &ResolvedImage,
     options: Options,
-    progress: impl Fn(u64) + Send,
+    keep: impl Fn(&Artifact) -> Result<(), E> + Send + Sync + 'static,
+    progress: impl Fn(u64) + Send + Sync,
 ) -> Result<ImageIndex, IndexingError> {
+    let keep = Arc::new(keep);
     let mut index = ImageIndex {
         statement: Statement::new(image.manifest_digest, image.platform.to_string(), Vec::new()),
-        artifacts: Vec::new(),
         stats: Vec::new(),
     };
-    let mut done = 0;
+    let read = AtomicU64::new(0);
+    let came = |bytes| progress(read.fetch_add(bytes, Ordering::Relaxed) + bytes);
     // A manifest may name one layer twice; its index is the same.
     let mut known: Vec<(LayerDescriptor, LayerStatement)> = Vec::new();
-    for (number, layer) in image.layers.iter().enumerate() {
+    for layer in &image.layers {
         if let Some((_, statement)) = known.iter().find(|(known, _)| known.layer == layer.layer) {
             index.statement.layers.push(statement.clone());
             continue;
         }
-        let built = build_layer(origin, image, layer, options, |read| progress(done + read)).await?;
-        done += layer.len_bytes;
-        let artifacts = [
-            (ArtifactKind::Toc, built.toc.bytes().clone()),
-            (ArtifactKind::Chunks, built.chunks.bytes().clone()),
-            (ArtifactKind::Seek, built.seek.bytes().clone()),
-            (ArtifactKind::Windows, built.windows.clone()),
-        ];
-        for (kind, bytes) in artifacts {
-            let (id, bytes) = Verified::named(bytes);
-            index.artifacts.push(Artifact { id, bytes, kind, layer: number });
-        }
-        let statement = LayerStatement {
-            layer: layer.layer,
-            diff_id: layer.diff_id,
-            blob_len_bytes: layer.len_bytes,
-            logical_len_bytes: built.chunks.logical_len_bytes(),
-            toc: built.toc.id(),
-            chunks: built.chunks.id(),
-            seek: built.seek.id(),
-            windows: built.seek.windows_id(),
-        };
+        let IndexedLayer { statement, artifacts, stats, .. } =
+            index_layer(origin, &image.reference, layer, options, None, &came).await?;
+        let keep = Arc::clone(&keep);
+        let kept = tokio::task::spawn_blocking(move || {
+            artifacts.iter().try_for_each(|artifact| keep(artifact).map_err(Into::into))
+        });
+        let (image, layer) = (|| image.reference.clone(), || Box::new(layer.clone()));
+        let kept = kept.await.map_err(|_| IndexingError::Interrupted { image: image(), layer: layer() })?;
+        kept.map_err(|source| IndexingError::Keep { image: image(), layer: layer(), source })?;
         index.statement.layers.push(statement.clone());
-        known.push((layer.clone(), statement));
-        index.stats.push(built.stats);
+        known.push((*layer(), statement));
+        index.stats.push(stats);
     }
     Ok(index)
 }
 
-/// Streams one layer through the builder.
-async fn build_layer(
+/// Streams one layer of `image` through the builder, which gives each chunk to `sink` as it is cut. `came` hears how
+/// many more compressed bytes were read.
+///
+/// Dropped, it ends at the next piece; the sink goes with the builder's threads, shortly after.
+///
+/// # Errors
+/// When the layer cannot be read, is not what the manifest says, or the sink fails. What the sink has taken is right
+/// only when this succeeds.
+pub async fn index_layer(
     origin: &Arc<Origin>,
-    image: &ResolvedImage,
+    image: &str,
     layer: &LayerDescriptor,
     options: Options,
-    progress: impl Fn(u64),
-) -> Result<LayerIndex, IndexingError> {
+    sink: Option<ChunkSink>,
+    came: impl Fn(u64),
+) -> Result<IndexedLayer, IndexingError> {
     let expect = Expect { layer: layer.layer, diff_id: layer.diff_id, compressed_len_bytes: layer.len_bytes };
     let (pieces, mut queue) = mpsc::channel::<Bytes>(PIECES_MAX);
     let building = tokio::task::spawn_blocking(move || {
-        let mut builder = LayerBuilder::new(expect, options)?;
+        let mut builder = match sink {
+            Some(sink) => LayerBuilder::with_sink(expect, options, sink)?,
+            None => LayerBuilder::new(expect, options)?,
+        };
         while let Some(piece) = queue.blocking_recv() {
             builder.push(&piece)?;
         }
         builder.finish()
     });
     let started = Instant::now();
-    let mut body = std::pin::pin!(origin.read_all(layer, (started + LAYER_READ_MAX).into()));
-    let mut read = 0;
-    let broken = loop {
-        match body.next().await {
-            Some(Ok(piece)) => {
-                read += piece.len() as u64;
-                progress(read);
-                if pieces.send(piece).await.is_err() {
-                    // The builder has failed and says why.
-                    break None;
-                }
-            }
-            Some(Err(error)) => break Some(error),
-            None => break None,
-        }
-    };
-    drop(pieces);
+    // Takes the sender along: the builder ends with the bytes.
+    let fed = feed(origin, layer, pieces, came).await;
     let built = building.await;
-    if let Some(error) = broken {
-        return Err(error.into());
-    }
-    let image = image.reference.clone();
-    match built {
-        Ok(Ok(index)) => {
+    let (image, descriptor) = (image.to_owned(), Box::new(layer.clone()));
+    match (fed, built) {
+        (Err(broken), _) => Err(broken.into()),
+        (Ok(()), Ok(Ok(index))) => {
             tracing::info!(layer = %layer.layer, elapsed_ms = started.elapsed().as_millis() as u64, "indexed a layer");
-            Ok(index)
+            Ok(indexed(layer, index))
         }
-        Ok(Err(source)) => Err(IndexingError::Build { image, layer: Box::new(layer.clone()), source }),
-        Err(_) => Err(IndexingError::Interrupted { image, layer: Box::new(layer.clone()) }),
+        (Ok(()), Ok(Err(source))) => Err(IndexingError::Build { image, layer: descriptor, source }),
+        (Ok(()), Err(_)) => Err(IndexingError::Interrupted { image, layer: descriptor }),
     }
+}
+
+/// Moves the bytes of `layer` to the builder, which says itself why it takes no more.
+async fn feed(
+    origin: &Origin,
+    layer: &LayerDescriptor,
+    pieces: mpsc::Sender<Bytes>,
+    came: impl Fn(u64),
+) -> Result<(), OriginError> {
+    let deadline = (Instant::now() + LAYER_READ_MAX).into();
+    let (mut read, mut resumes) = (0, 0);
+    loop {
+        let from = read;
+        let mut body = origin.read(layer, from..layer.len_bytes, deadline);
+        let broken = loop {
+            match body.next().await {
+                Some(Ok(piece)) => {
+                    let len_bytes = piece.len() as u64;
+                    if pieces.send(piece).await.is_err() {
+                        return Ok(());
+                    }
+                    read += len_bytes;
+                    came(len_bytes);
+                }
+                Some(Err(error)) => break error,
+                None => return Ok(()),
+            }
+        };
+        if broken.class() != ErrorClass::Transient || read == from || resumes == RESUMES_MAX {
+            return Err(broken);
+        }
+        resumes += 1;
+        tracing::info!(layer = %layer.layer, at = read, error = %broken, "a layer broke off; it is gone on with");
+    }
+}
+
+fn indexed(layer: &LayerDescriptor, built: LayerIndex) -> IndexedLayer {
+    let LayerIndex { toc, chunks, seek, windows, stats } = built;
+    let statement = LayerStatement {
+        layer: layer.layer,
+        diff_id: layer.diff_id,
+        blob_len_bytes: layer.len_bytes,
+        logical_len_bytes: chunks.logical_len_bytes(),
+        toc: toc.id(),
+        chunks: chunks.id(),
+        seek: seek.id(),
+        windows: seek.windows_id(),
+    };
+    let artifacts = [toc.bytes().clone(), chunks.bytes().clone(), seek.bytes().clone(), windows].map(|bytes| {
+        let (id, bytes) = Verified::named(bytes);
+        Artifact { id, bytes }
+    });
+    IndexedLayer { statement, artifacts, table: chunks, stats }
 }

@@ -162,6 +162,19 @@ pub struct PullStatus {
     pub reason: Option<String>,
 }
 
+/// A pull that this node takes itself because nobody has the image's index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirstPullStatus {
+    /// The image's manifest.
+    pub manifest: Digest,
+    /// What containerd calls the image.
+    pub reference: String,
+    /// Compressed bytes of its layers, each counted once.
+    pub total_bytes: u64,
+    /// Of these, read and kept, or here before.
+    pub done_bytes: u64,
+}
+
 /// The whole answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -179,6 +192,8 @@ pub struct NodeStatus {
     pub images: Vec<ImageStatus>,
     /// What was decided about images that containerd pulled, the latest last.
     pub pulls: Vec<PullStatus>,
+    /// Pulls that this node takes itself now.
+    pub first_pulls: Vec<FirstPullStatus>,
     /// Reads that wait now.
     pub waiting: WaitingReads,
     /// Peers that are connected.

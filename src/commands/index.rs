@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -18,7 +19,7 @@ use hermes_image::statement::{LayerStatement, PublicKey, SigningKey, Statement};
 use hermes_image::verify::Verified;
 use hermes_snapshotter::control::FailureClass;
 use hermes_snapshotter::index_folder::IndexFolder;
-use hermes_snapshotter::indexing::{ImageIndex, build_index};
+use hermes_snapshotter::indexing::{Artifact, ImageIndex, build_index};
 use hermes_snapshotter::node::{NodeError, find_class, keys, origin_class};
 use hermes_snapshotter::origin::{LayerDescriptor, Origin, ResolvedImage, find_image};
 use serde_json::json;
@@ -130,13 +131,18 @@ pub(crate) async fn build_into(
     key: &SigningKey,
 ) -> anyhow::Result<(ImageIndex, u64)> {
     let bar = output::byte_bar(image.layers.iter().map(|layer| layer.len_bytes).sum(), "indexing");
-    let built = build_index(origin, image, Options::default(), |done| bar.set_position(done)).await;
+    let wire_bytes = Arc::new(AtomicU64::new(0));
+    let (kept_in, kept_bytes) = (folder.clone(), Arc::clone(&wire_bytes));
+    let keep = move |artifact: &Artifact| {
+        let put = kept_in.put_artifact(artifact.id, &artifact.bytes);
+        put.map(|len_bytes| {
+            kept_bytes.fetch_add(len_bytes, Ordering::Relaxed);
+        })
+    };
+    let built = build_index(origin, image, Options::default(), keep, |done| bar.set_position(done)).await;
     bar.finish_and_clear();
     let index = built.map_err(|error| node_failure(&error.into()))?;
-    let mut wire_bytes = 0;
-    for artifact in &index.artifacts {
-        wire_bytes += folder.put_artifact(artifact.id, &artifact.bytes).map_err(local_failure)?;
-    }
+    let wire_bytes = wire_bytes.load(Ordering::Relaxed);
     folder.put_statement(image.manifest_digest, &key.sign(&index.statement)).map_err(local_failure)?;
     Ok((index, wire_bytes))
 }

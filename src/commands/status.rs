@@ -112,6 +112,10 @@ fn render(status: &NodeStatus) -> String {
             Some(reason) => format!("containerd pulled {name}: as ever ({}): {reason}\n", pull.decision),
         };
     }
+    for pull in &status.first_pulls {
+        let (done, total) = (output::bytes(pull.done_bytes), output::bytes(pull.total_bytes));
+        out += &format!("taking the pull of {} and building its index: {done} of {total}\n", pull.reference);
+    }
     if status.images.is_empty() {
         out += "\nno image is mounted\n";
     } else {

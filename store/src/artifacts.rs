@@ -10,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use bytes::Bytes;
 use hermes_image::ids::ArtifactId;
 use hermes_image::verify::Verified;
 
-use crate::error::{FullCause, StoreError, no_space};
+use crate::error::StoreError;
 use crate::map::map_artifact;
 use crate::shared::Shared;
 
@@ -55,30 +56,8 @@ impl Shared {
         self.artifacts_dir().join(id.hex())
     }
 
-    pub(crate) fn put_artifact(&self, bytes: &Verified<Bytes>) -> Result<ArtifactId, StoreError> {
-        let id = ArtifactId::of(bytes);
-        let path = self.artifact_path(id);
-        match self.artifact(id) {
-            Ok(Some(_)) => return Ok(id),
-            // Removed just now: these bytes take its place.
-            Ok(None) | Err(StoreError::DamagedArtifact { .. }) => {}
-            Err(error) => return Err(error),
-        }
-        let number = self.temporary_names.fetch_add(1, Ordering::Relaxed);
-        let temporary = self.artifacts_dir().join(format!("{TEMPORARY_PREFIX}{}-{number}", std::process::id()));
-        write_whole(&temporary, bytes).and_then(|()| fs::rename(&temporary, &path)).map_err(|source| {
-            // It is only left over; the next open removes it if this cannot.
-            let _ = fs::remove_file(&temporary);
-            if no_space(&source) {
-                StoreError::Full { needed_bytes: bytes.len() as u64, cause: FullCause::Filesystem }
-            } else {
-                StoreError::io("write", &path)(source)
-            }
-        })?;
-        sync_dir(&self.artifacts_dir())?;
-        self.artifact_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.space.adjust(0, bytes.len() as u64);
-        Ok(id)
+    pub(crate) fn put_artifact(self: &Arc<Self>, bytes: &Verified<Bytes>) -> Result<ArtifactId, StoreError> {
+        self.stage_artifact(bytes)?.keep()
     }
 
     pub(crate) fn artifact(&self, id: ArtifactId) -> Result<Option<Bytes>, StoreError> {
@@ -139,6 +118,24 @@ impl Shared {
         }
     }
 
+    /// Removes those of `artifacts` that are not in `keep`.
+    pub(crate) fn remove_artifacts(
+        &self,
+        artifacts: &[ArtifactId],
+        keep: &BTreeSet<ArtifactId>,
+    ) -> Result<(), StoreError> {
+        for id in artifacts.iter().filter(|id| !keep.contains(id)) {
+            let path = self.artifact_path(*id);
+            let len_bytes = match fs::metadata(&path) {
+                Ok(metadata) => metadata.len(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(source) => return Err(StoreError::io("stat", &path)(source)),
+            };
+            self.remove_artifact_file(&path, len_bytes)?;
+        }
+        Ok(())
+    }
+
     /// Removes every artifact that is not in `keep`; the bytes that came back.
     pub(crate) fn remove_artifacts_but(
         &self,
@@ -166,7 +163,7 @@ pub(crate) fn artifact_of(name: &str) -> Option<ArtifactId> {
     format!("blake3:{name}").parse().ok()
 }
 
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()

@@ -131,6 +131,16 @@ pub enum StoreError {
         /// By the caller.
         actual: u64,
     },
+    /// What was staged as a layer has another length than its chunk table gives.
+    #[error("layer {diff_id} has {expected} bytes by its chunk table, {actual} were staged")]
+    StagedLength {
+        /// The layer.
+        diff_id: DiffId,
+        /// By the chunk table.
+        expected: u64,
+        /// By what was appended.
+        actual: u64,
+    },
     /// The disk refused bytes that had already been accepted. They count as absent again.
     #[error("layer {diff_id} lost {chunk_count} chunks that could not be written to disk; they are fetched again")]
     LostWrites {
@@ -193,6 +203,7 @@ impl StoreError {
             Self::LayerRemoved { .. } => "layer_removed",
             Self::NoSuchChunk { .. } => "no_such_chunk",
             Self::WrongLength { .. } => "wrong_length",
+            Self::StagedLength { .. } => "staged_length",
             Self::LostWrites { .. } => "lost_writes",
             Self::Closed => "closed",
         }

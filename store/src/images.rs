@@ -156,11 +156,24 @@ impl Store {
     /// # Errors
     /// When the catalogue cannot be read or a file cannot be removed.
     pub fn remove_unused_artifacts(&self, keep: &dyn Fn(ArtifactId) -> bool) -> Result<u64, StoreError> {
+        self.shared.remove_artifacts_but(&self.used_artifacts()?, keep)
+    }
+
+    /// Removes those of `artifacts` that neither an image nor a layer refers to: what whoever put them wants no more.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be read or a file cannot be removed.
+    pub fn remove_artifacts_if_unused(&self, artifacts: &[ArtifactId]) -> Result<(), StoreError> {
+        self.shared.remove_artifacts(artifacts, &self.used_artifacts()?)
+    }
+
+    /// What images and layers refer to.
+    fn used_artifacts(&self) -> Result<BTreeSet<ArtifactId>, StoreError> {
         let mut used: BTreeSet<ArtifactId> = self.layers().iter().map(|layer| layer.table().id()).collect();
         for (digest, json) in self.shared.catalogue.images()? {
             // A damaged record could refer to anything: nothing is removed until it is.
             used.extend(ImageRecord::decode(digest, &json)?.artifacts());
         }
-        self.shared.remove_artifacts_but(&used, keep)
+        Ok(used)
     }
 }

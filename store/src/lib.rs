@@ -6,7 +6,8 @@
 //!
 //! The promise: a byte that the store gives out is the byte that was put, or (through [`Layer::read_chunk`]) one whose
 //! hash was just checked; never a hole's zeros, and after a crash never a byte that had not reached the disk.
-//! [`Layer`] says how that is kept against concurrent eviction, `sync` how it is kept against crashes.
+//! [`Layer`] says how that is kept against concurrent eviction, `sync` how it is kept against crashes, and `staged` how
+//! a layer comes in whole whose chunks are known only when its last byte has come.
 //!
 //! What a crash leaves: everything that was durable, some bytes in layer files that no bit stands for (overwritten when
 //! their chunks are fetched again), temporary files and half-made layers (removed by the next [`Store::open`], which
@@ -32,6 +33,7 @@ mod reuse;
 mod shared;
 mod snapshots;
 mod space;
+mod staged;
 mod store;
 mod sync;
 
@@ -56,4 +58,5 @@ pub use snapshots::{
     Commit, LabelChange, NewSnapshot, RemoteLayer, SnapshotError, SnapshotKind, SnapshotRecord, SnapshotUsage,
     Snapshots,
 };
+pub use staged::{SealedLayer, StagedArtifact, StagedLayer};
 pub use store::{Store, Usage};

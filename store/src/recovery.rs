@@ -1,7 +1,7 @@
 //! Opening what the last process left.
 //!
 //! The catalogue is believed, files are only checked against it. A layer file without a record is what is left of an
-//! interrupted registration or removal, and goes. A record without a file, or with one that is too short, stands for
+//! interrupted registration or removal, and goes; so does a file with a temporary name. A record without a file, or with one that is too short, stands for
 //! bytes that are gone: its presence is cleared, durably, before a new file is made. Damage to what describes a layer
 //! drops that layer only. Nothing is ever inferred from holes.
 
@@ -119,6 +119,10 @@ fn recover_layer_files(shared: &Shared, report: &mut RecoveryReport) -> Result<(
                 fs::remove_file(entry.path()).map_err(StoreError::io("remove", &entry.path()))?;
                 report.orphan_layer_files += 1;
             }
+            Err(_) if name.starts_with(TEMPORARY_PREFIX) => {
+                fs::remove_file(entry.path()).map_err(StoreError::io("remove", &entry.path()))?;
+                report.temporary_files += 1;
+            }
             Err(_) => report.foreign_files.push(format!("layers/{name}")),
         }
     }
@@ -208,7 +212,7 @@ pub(crate) fn new_uses(chunk_count: u32, seconds: u32) -> Box<[AtomicU32]> {
 
 /// The length of the file of a layer of `len_bytes`: it ends with a block also where the stream does not, because EROFS
 /// reads whole blocks and a loop device ends with the last whole one.
-fn file_len_bytes(len_bytes: u64) -> u64 {
+pub(crate) fn file_len_bytes(len_bytes: u64) -> u64 {
     len_bytes.next_multiple_of(BLOCK_LEN_BYTES)
 }
 

@@ -11,16 +11,17 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use hermes_image::ids::{ArtifactId, DiffId};
 use hermes_image::index::chunks::ChunkTable;
+use hermes_image::runs::Runs;
 use hermes_image::verify::Verified;
 use parking_lot::{Mutex, RwLock};
 
 use crate::artifacts::{TEMPORARY_PREFIX, sync_dir};
 use crate::bitmap::AtomicBitmap;
-use crate::catalogue::{Catalogue, LayerRecord};
+use crate::catalogue::{Catalogue, LayerRecord, PresencePage};
 use crate::config::StoreConfig;
 use crate::counters::Counters;
 use crate::error::StoreError;
-use crate::layer::{Layer, LayerParts, punch_hole};
+use crate::layer::{Layer, LayerParts, LayerUse, punch_hole};
 use crate::lock::DirLock;
 use crate::recovery::{RecoveryReport, make_layer_file, new_uses, recover};
 use crate::reuse::shares_blocks;
@@ -51,6 +52,12 @@ pub struct Usage {
     pub complete_layers: u64,
     /// Images.
     pub images: u64,
+}
+
+/// A layer of which all is there but its record.
+pub(crate) struct PreparedLayer {
+    parts: LayerParts,
+    pages: Vec<PresencePage>,
 }
 
 /// An open store. One process and one `Store` a folder; shared through [`Arc`], all methods from any thread. None of
@@ -189,7 +196,12 @@ impl Store {
                 None => {}
             }
         }
-        self.register(&new)?;
+        let prepare = |table: &&ChunkTable| {
+            self.make_way_for(table)?;
+            self.prepare(table, &Runs::new(), |path| make_layer_file(path, table.logical_len_bytes()))
+        };
+        let new = new.iter().map(prepare).collect::<Result<Vec<_>, StoreError>>()?;
+        self.register(new)?;
         let layers = tables.iter().map(|table| {
             // Not there: another table of the same layer has just taken its place.
             self.registered(table).ok_or_else(|| StoreError::LayerInUse { diff_id: table.diff_id() })
@@ -197,48 +209,72 @@ impl Store {
         layers.collect()
     }
 
-    /// Registers layers, while the caller holds `registering`. A crash leaves files without a record and places without
-    /// a layer; the next open removes both.
-    fn register(&self, tables: &[&ChunkTable]) -> Result<(), StoreError> {
-        let shared = &self.shared;
-        let mut new = Vec::new();
-        for table in tables {
-            if let Some(other) = self.open_layer(table.diff_id()) {
-                tracing::info!(diff_id = %table.diff_id(), "layer has a new chunk table; its chunks are fetched again");
-                self.remove_registered(&other)?;
-            }
-            // The mapped file takes the place of the caller's memory.
-            let (id, bytes) = Verified::named(table.bytes().clone());
-            shared.put_artifact(&bytes)?;
-            let kept = shared.artifact(id)?.and_then(|bytes| ChunkTable::decode(bytes).ok());
-            let table = kept.unwrap_or_else(|| (*table).clone());
-            // A removal that failed half-way has left its record. It must be gone before its file is emptied.
-            if let Some(number) = shared.catalogue.layer_number(table.diff_id())? {
-                shared.catalogue.unregister(table.diff_id(), number)?;
-            }
-            let path = shared.layer_path(table.diff_id());
-            let file = make_layer_file(&path, table.logical_len_bytes())?;
-            let record = LayerRecord {
-                number: shared.catalogue.take_layer_number()?,
-                chunk_table: id,
-                chunk_count: table.count(),
-                logical_len_bytes: table.logical_len_bytes(),
-            };
-            let durable = AtomicBitmap::new(table.count());
-            let last_uses = new_uses(table.count(), shared.clock.seconds());
-            new.push(LayerParts { table, record, file, path, durable, last_uses });
-        }
-        sync_dir(&shared.layers_dir())?;
-        shared.catalogue.write_places(new.iter().map(|parts| (parts.record.number, &parts.table)))?;
-        shared.catalogue.register(new.iter().map(|parts| (parts.table.diff_id(), &parts.record)))?;
-        for parts in new {
-            let layer = Layer::new(parts, Arc::clone(shared))?;
-            shared.layers.write().insert(&layer);
-        }
-        Ok(())
+    /// Removes the layer that is registered with another table than `table`, while the caller holds `registering`.
+    pub(crate) fn make_way_for(&self, table: &ChunkTable) -> Result<(), StoreError> {
+        let Some(other) = self.open_layer(table.diff_id()) else { return Ok(()) };
+        tracing::info!(diff_id = %table.diff_id(), "layer has a new chunk table; its chunks are fetched again");
+        self.remove_registered(&other)
     }
 
-    fn registered(&self, table: &ChunkTable) -> Option<Arc<Layer>> {
+    /// Makes all of the layer that `table` describes but its record; `make` puts a file in its place that holds
+    /// `present`, durably. The caller holds `registering`, and no such layer is registered.
+    pub(crate) fn prepare(
+        &self,
+        table: &ChunkTable,
+        present: &Runs,
+        make: impl FnOnce(&Path) -> Result<File, StoreError>,
+    ) -> Result<PreparedLayer, StoreError> {
+        let shared = &self.shared;
+        // The mapped file takes the place of the caller's memory.
+        let (id, bytes) = Verified::named(table.bytes().clone());
+        shared.put_artifact(&bytes)?;
+        let kept = shared.artifact(id)?.and_then(|bytes| ChunkTable::decode(bytes).ok());
+        let table = kept.unwrap_or_else(|| table.clone());
+        // A removal that failed half-way has left its record. It must be gone before its file is replaced.
+        if let Some(number) = shared.catalogue.layer_number(table.diff_id())? {
+            shared.catalogue.unregister(table.diff_id(), number)?;
+        }
+        let path = shared.layer_path(table.diff_id());
+        let record = LayerRecord {
+            number: shared.catalogue.take_layer_number()?,
+            chunk_table: id,
+            chunk_count: table.count(),
+            logical_len_bytes: table.logical_len_bytes(),
+        };
+        let durable = AtomicBitmap::new(table.count());
+        for chunk in present.chunks() {
+            durable.set(chunk);
+        }
+        let pages = AtomicBitmap::pages_of(present).into_iter().map(|page| (page, durable.page(page))).collect();
+        let file = make(&path)?;
+        let last_uses = new_uses(table.count(), shared.clock.seconds());
+        Ok(PreparedLayer { parts: LayerParts { table, record, file, path, durable, last_uses }, pages })
+    }
+
+    /// Registers layers whose files are in their places, while the caller holds `registering`, and holds them. A crash
+    /// leaves files without a record and places without a layer; the next open removes both.
+    pub(crate) fn register(&self, layers: Vec<PreparedLayer>) -> Result<Vec<LayerUse>, StoreError> {
+        let shared = &self.shared;
+        sync_dir(&shared.layers_dir())?;
+        let places = layers.iter().map(|layer| (layer.parts.record.number, &layer.parts.table));
+        shared.catalogue.write_places(places)?;
+        let records = layers.iter().map(|PreparedLayer { parts, pages }| {
+            let diff_id = parts.table.diff_id();
+            (diff_id, &parts.record, pages.as_slice())
+        });
+        shared.catalogue.register(records)?;
+        let layers = layers.into_iter().map(|layer| {
+            let layer = Layer::new(layer.parts, Arc::clone(shared))?;
+            // Before anybody can evict from it.
+            let held = layer.hold();
+            shared.layers.write().insert(&layer);
+            Ok(held)
+        });
+        layers.collect()
+    }
+
+    /// The layer that is registered with `table`.
+    pub(crate) fn registered(&self, table: &ChunkTable) -> Option<Arc<Layer>> {
         self.open_layer(table.diff_id()).filter(|layer| layer.table().id() == table.id())
     }
 

@@ -39,8 +39,16 @@ struct PullImageResponse {
 /// # Errors
 /// With what the runtime says.
 pub fn pull(socket: &Path, image: &str) -> Result<()> {
+    pull_within(PULL_TIMEOUT, socket, image)
+}
+
+/// The same for a client that gives up after `timeout`.
+///
+/// # Errors
+/// With what the runtime says, or that it was given up.
+pub fn pull_within(timeout: Duration, socket: &Path, image: &str) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))?.timeout(PULL_TIMEOUT);
+    let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))?.timeout(timeout);
     runtime.block_on(async {
         let channel = endpoint.connect().await.with_context(|| format!("connect {}", socket.display()))?;
         let mut client = Grpc::new(channel);

@@ -18,11 +18,11 @@ use crate::tarball::{Entry, Tarball};
 /// A file that no program reads by itself, and its length in bytes.
 pub const LARGE: (&str, u64) = ("opt/large", 6_000_000);
 
-/// Makes a layout with `v1` and `v2`, which share their two lower layers.
+/// The tar of a layer with a shell, `cat`, `sleep` and `cksum`.
 ///
 /// # Errors
-/// When a program is not on this machine, or the layout cannot be written.
-pub fn images(dir: &Path) -> Result<Layout> {
+/// When one of them is not on this machine.
+pub fn programs() -> Result<Vec<u8>> {
     let mut entries: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for program in ["sh", "cat", "sleep", "cksum"] {
         let path = String::from_utf8(run(Command::new("which").arg(program))?)?;
@@ -33,7 +33,15 @@ pub fn images(dir: &Path) -> Result<Layout> {
             entries.insert(library[1..].to_owned(), fs::read(library)?);
         }
     }
-    let programs = Tarball::of(entries.into_iter().map(|(name, data)| Entry::file(name, data).mode(0o755)));
+    Ok(Tarball::of(entries.into_iter().map(|(name, data)| Entry::file(name, data).mode(0o755))))
+}
+
+/// Makes a layout with `v1` and `v2`, which share their two lower layers.
+///
+/// # Errors
+/// When a program is not on this machine, or the layout cannot be written.
+pub fn images(dir: &Path) -> Result<Layout> {
+    let programs = programs()?;
     let (large, len) = LARGE;
     let files = [
         Entry::file("etc/a", "a1"),

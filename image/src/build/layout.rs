@@ -94,7 +94,7 @@ impl Layout {
             let (name, chunk) = Verified::named(chunk);
             self.table.push(ChunkId(name.0), chunk.len() as u64)?;
             if let Some(sink) = &mut self.sink {
-                sink(no, chunk);
+                sink(no, chunk).map_err(BuildError::Sink)?;
             }
             self.planner.chunk(self.chunked_to..end, drafts);
             self.chunked_to = end;

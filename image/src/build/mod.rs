@@ -90,9 +90,13 @@ impl Default for Options {
     }
 }
 
+/// Why a sink takes no more chunks.
+pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
+
 /// Takes every finished chunk, in order. Called on a builder's thread when there is more than one; a slow sink slows
-/// the build down, and is how the reader of the blob learns to wait.
-pub type ChunkSink = Box<dyn FnMut(ChunkNo, Verified<Bytes>) + Send>;
+/// the build down, and is how the reader of the blob learns to wait. One that fails ends the build
+/// ([`BuildError::Sink`]).
+pub type ChunkSink = Box<dyn FnMut(ChunkNo, Verified<Bytes>) -> Result<(), SinkError> + Send>;
 
 /// A layer for which no index can be built.
 #[derive(Debug, Error)]
@@ -158,6 +162,9 @@ pub enum BuildError {
         #[source]
         source: std::io::Error,
     },
+    /// The chunk sink takes no more.
+    #[error("the layer's chunks cannot be kept: {0}")]
+    Sink(#[source] SinkError),
     /// A thread, or the chunk sink that it called, panicked.
     #[error("the step '{name}' of the index build panicked")]
     Panicked {

@@ -231,7 +231,10 @@ fn a_sink_gets_every_chunk_in_order() {
     for threads in [1, 2] {
         let got = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&got);
-        let take: ChunkSink = Box::new(move |chunk, bytes| sink.lock().expect("not poisoned").push((chunk, bytes)));
+        let take: ChunkSink = Box::new(move |chunk, bytes| {
+            sink.lock().expect("not poisoned").push((chunk, bytes));
+            Ok(())
+        });
         let mut builder = LayerBuilder::with_sink(expect_of(&blob, &tar), options(threads), take).expect("starts");
         builder.push(&blob).expect("goes well");
         let index = builder.finish().expect("builds");
@@ -320,9 +323,26 @@ fn a_builder_may_be_dropped_or_used_after_an_error() {
 }
 
 #[test]
+fn a_sink_that_fails_ends_the_build_and_says_why() {
+    let tar = tar_of(&files(7, 900_000));
+    let blob = gzip(&tar, 6, 8);
+    for threads in [1, 2] {
+        let sink: ChunkSink = Box::new(|chunk, _| if chunk.0 < 2 { Ok(()) } else { Err("the disk is full".into()) });
+        let mut builder = LayerBuilder::with_sink(expect_of(&blob, &tar), options(threads), sink).expect("starts");
+        let pushed = blob.chunks(10_000).try_for_each(|bytes| builder.push(bytes));
+        let error = pushed.err().or_else(|| builder.finish().err()).expect("fails");
+        assert!(matches!(error, BuildError::Sink(_)), "{error}");
+        assert!(error.to_string().contains("the disk is full"), "{error}");
+    }
+}
+
+#[test]
 fn a_panicking_sink_is_an_error() {
     let tar = tar_of(&files(7, 400_000));
-    let sink: ChunkSink = Box::new(|chunk, _| assert!(chunk.0 < 2, "a sink that fails"));
+    let sink: ChunkSink = Box::new(|chunk, _| {
+        assert!(chunk.0 < 2, "a sink that panics");
+        Ok(())
+    });
     let mut builder = LayerBuilder::with_sink(expect_of(&tar, &tar), options(2), sink).expect("starts");
     let pushed = tar.chunks(10_000).try_for_each(|bytes| builder.push(bytes));
     let error = pushed.err().or_else(|| builder.finish().err()).expect("fails");

@@ -91,11 +91,25 @@ labels! {
         NoRanges = "no_ranges",
         /// Plain: the image is smaller than is worth it.
         Small = "small",
+        /// Plain: nobody has an index, and the store has no room for all of the image.
+        NoRoom = "no_room",
+        /// Plain: nobody has an index, and this node takes as many other pulls itself as it may.
+        Busy = "busy",
         /// Plain: this kernel can show no tree.
         NoWay = "no_way",
         /// Plain: it was switched off.
         Disabled = "disabled",
         /// Plain: deciding failed or took too long.
+        Failed = "failed",
+    }
+}
+
+labels! {
+    /// What came of a pull that the node took itself.
+    FirstPullEnd {
+        /// Everything is here, and so is the index.
+        Done = "done",
+        /// It failed; containerd pulls as ever.
         Failed = "failed",
     }
 }
@@ -125,6 +139,8 @@ pub struct Recorded {
     read_failures: Counters<{ ReadFailure::NAMES.len() }>,
     mounts: Counters<WAYS>,
     decisions: Counters<{ Decision::NAMES.len() }>,
+    first_pulls: Counters<{ FirstPullEnd::NAMES.len() }>,
+    first_pull_bytes: AtomicU64,
     bans: AtomicU64,
 }
 
@@ -159,6 +175,8 @@ impl Recorded {
             read_failures: zeros(),
             mounts: zeros(),
             decisions: zeros(),
+            first_pulls: zeros(),
+            first_pull_bytes: AtomicU64::new(0),
             bans: AtomicU64::new(0),
         }
     }
@@ -218,6 +236,17 @@ impl Recorded {
         add(&self.decisions[decision as usize], 1);
     }
 
+    /// A pull that the node took itself has ended.
+    pub fn first_pull_ended(&self, end: FirstPullEnd) {
+        add(&self.first_pulls[end as usize], 1);
+    }
+
+    /// So many compressed bytes of a layer came for such a pull.
+    pub fn first_pull_received(&self, bytes: u64) {
+        add(&self.first_pull_bytes, bytes);
+        self.received(bytes);
+    }
+
     /// A peer was banned.
     pub fn banned(&self) {
         add(&self.bans, 1);
@@ -235,14 +264,16 @@ impl Recorded {
         values.set("hermes_fuse_reads_total", "miss", get(&self.misses));
         values.set("hermes_registry_wire_bytes_total", "", get(&self.wire_bytes));
         values.set("hermes_peer_bans_total", "", get(&self.bans));
+        values.set("hermes_first_pull_bytes_total", "", get(&self.first_pull_bytes));
         let ways = [Way::ErofsFiles, Way::ErofsFuse, Way::FuseTree].map(Way::name);
         let classes = ["transient", "peer_fault", "not_found", "denied", "local"];
-        let lists: [(&'static str, &[&'static str], &[AtomicU64]); 5] = [
+        let lists: [(&'static str, &[&'static str], &[AtomicU64]); 6] = [
             ("hermes_chunk_bytes_total", &ArrivedFrom::BYTE_SOURCES, &self.bytes),
             ("hermes_ask_failures_total", &classes, &self.ask_failures),
             ("hermes_read_failures_total", &ReadFailure::NAMES, &self.read_failures),
             ("hermes_mounts_total", &ways, &self.mounts),
             ("hermes_lazy_decisions_total", &Decision::NAMES, &self.decisions),
+            ("hermes_first_pulls_total", &FirstPullEnd::NAMES, &self.first_pulls),
         ];
         for (metric, labels, counters) in lists {
             for (label, counter) in labels.iter().zip(counters) {

@@ -2,7 +2,7 @@
 
 use crate::credentials::Provider;
 
-use super::recorded::{ArrivedFrom, Decision, ReadFailure};
+use super::recorded::{ArrivedFrom, Decision, FirstPullEnd, ReadFailure};
 
 /// What a metric does over time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +90,9 @@ pub const METRICS: &[Metric] = &[
     metric("hermes_images_mounted", Gauge, "images", Some(("way", &["erofs-files", "erofs-fuse", "fuse-tree"])), "Images that are shown now, by way"),
     metric("hermes_mounts_total", Counter, "mounts", Some(("way", &["erofs-files", "erofs-fuse", "fuse-tree"])), "Mounts made, by way"),
     metric("hermes_lazy_decisions_total", Counter, "images", Some(("reason", &Decision::NAMES)), "Decisions for images that containerd prepares: lazy, or plain with the reason"),
+    metric("hermes_first_pulls_running", Gauge, "images", None, "Pulls that this node takes itself now, to build the index on the way"),
+    metric("hermes_first_pulls_total", Counter, "images", Some(("result", &FirstPullEnd::NAMES)), "Pulls that this node took itself, by what came of it; after a failure containerd pulls as ever"),
+    metric("hermes_first_pull_bytes_total", Counter, "bytes", None, "Compressed bytes of layers that were read for such pulls"),
     metric("hermes_store_bytes", Gauge, "bytes", None, "Bytes of chunks at rest"),
     metric("hermes_store_budget_bytes", Gauge, "bytes", None, "The store's budget; 0 for none"),
     metric("hermes_store_evicted_bytes_total", Counter, "bytes", None, "Bytes evicted to keep the budget"),

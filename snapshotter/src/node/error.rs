@@ -52,6 +52,14 @@ pub enum NodeError {
         /// The file.
         path: PathBuf,
     },
+    /// The key that the settings name cannot be used.
+    #[error("cannot sign with {}: {reason}", path.display())]
+    SigningKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        reason: String,
+    },
     /// containerd's snapshots.
     #[error(transparent)]
     Snapshots(#[from] crate::snapshots::ServiceError),
@@ -209,14 +217,16 @@ impl NodeError {
         match self {
             Self::NotRoot => FailureClass::Denied,
             Self::Config(_) | Self::Address(_) => FailureClass::Usage,
-            Self::Io { .. } | Self::Key { .. } | Self::Store(_) | Self::Peers(_) => FailureClass::Local,
+            Self::Io { .. } | Self::Key { .. } | Self::SigningKey { .. } | Self::Store(_) | Self::Peers(_) => {
+                FailureClass::Local
+            }
             Self::StateVersion(_) | Self::Supervisor(_) => FailureClass::Local,
             Self::Peer { .. } | Self::Unknown { .. } => FailureClass::Unreachable,
             Self::Image(error) => find_class(error),
             Self::Indexing(error) => match &**error {
                 IndexingError::Origin(error) => origin_class(error),
                 IndexingError::Build { .. } => FailureClass::Corrupt,
-                IndexingError::Interrupted { .. } => FailureClass::Local,
+                IndexingError::Keep { .. } | IndexingError::Interrupted { .. } => FailureClass::Local,
             },
             Self::Interrupted | Self::Snapshots(_) => FailureClass::Local,
             Self::NoIndex { .. } | Self::MissingArtifact { .. } | Self::NotMounted { .. } => FailureClass::NotFound,

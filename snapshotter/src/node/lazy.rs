@@ -4,7 +4,7 @@
 //! a peer, it is for this machine, its tree can be made and shown, and its registry gives ranges to the credentials at
 //! hand. Then every layer is answered as one that is there already. If one of these is missing, or takes longer than
 //! containerd should wait, the image is pulled as ever, and the reason stands in the log, in a metric, and in
-//! `hermes status`.
+//! `hermes status`. If it is the index alone that is missing, the node may take the pull itself ([`super::first_pull`]).
 //!
 //! A tree is mounted at `trees/<chain ID>` below the state folder as long as a snapshot needs it, by the same means as
 //! `hermes mount` uses, so that it goes on over the end of the daemon in the same way.
@@ -27,6 +27,7 @@ use hermes_store::{RemoteLayer, SnapshotUsage};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
+use super::first_pull::FirstPull;
 use super::{INDEXES_FOLDER, Inner, NodeError};
 use crate::artifacts::StatementLookupError;
 use crate::control::MountRequest;
@@ -41,11 +42,11 @@ const IMAGE_LABEL: &str = "containerd.io/snapshot/cri.image-ref";
 /// The digest of its manifest.
 const MANIFEST_LABEL: &str = "containerd.io/snapshot/cri.manifest-digest";
 /// The digest of the layer's blob.
-const LAYER_LABEL: &str = "containerd.io/snapshot/cri.layer-digest";
+pub(super) const LAYER_LABEL: &str = "containerd.io/snapshot/cri.layer-digest";
 
 /// Longest time for a decision. A plain pull has to begin within two seconds (design, section 10), and the answer has
 /// to be written.
-const DECISION_TIMEOUT: Duration = Duration::from_millis(1500);
+pub(super) const DECISION_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long a decision speaks for the lowest layer of a pull: containerd may ask for layers in parallel.
 const SAME_PULL: Duration = Duration::from_secs(10);
 /// How long it speaks for the layers above, which are asked for when those below were downloaded.
@@ -66,25 +67,25 @@ const UNMOUNT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why an image is pulled as ever.
 #[derive(Debug, Clone)]
-struct Refusal {
-    label: metrics::Decision,
-    reason: String,
+pub(super) struct Refusal {
+    pub(super) label: metrics::Decision,
+    pub(super) reason: String,
 }
 
-fn refusal(label: metrics::Decision, reason: impl Into<String>) -> Refusal {
+pub(super) fn refusal(label: metrics::Decision, reason: impl Into<String>) -> Refusal {
     Refusal { label, reason: reason.into() }
 }
 
 /// An image that is shown lazily.
 #[derive(Debug)]
-struct LazyImage {
+pub(super) struct LazyImage {
     statement: Statement,
     /// The chain ID up to each layer.
     chains: Vec<ChainId>,
 }
 
 impl LazyImage {
-    fn new(statement: Statement) -> Self {
+    pub(super) fn new(statement: Statement) -> Self {
         let chains = chains_of(&statement);
         Self { statement, chains }
     }
@@ -112,6 +113,14 @@ fn chains_of(statement: &Statement) -> Vec<ChainId> {
 }
 
 type Verdict = Result<Arc<LazyImage>, Refusal>;
+
+/// What an image has come to within the time of a decision.
+enum Found {
+    /// It is shown lazily.
+    Index(Arc<LazyImage>),
+    /// It has no index, and its pull is being taken.
+    Pull(Arc<FirstPull>),
+}
 
 #[derive(Debug)]
 struct Decided {
@@ -149,15 +158,28 @@ impl LazyImages {
         let verdict = self.slot(manifest, layer.below.is_empty());
         let image = verdict
             .get_or_init(|| async {
-                let decided = tokio::time::timeout(DECISION_TIMEOUT, self.decide_image(manifest, layer)).await;
-                let late =
-                    || refusal(metrics::Decision::Unreachable, format!("not decided within {DECISION_TIMEOUT:?}"));
-                let decided = decided.unwrap_or_else(|_| Err(late()));
+                let decided = self.decide(manifest, layer).await;
                 self.note(manifest, layer, &decided);
                 decided
             })
             .await;
         image.clone()?.layer(target, layer.labels.get(LAYER_LABEL))
+    }
+
+    /// Decides in time; a pull that this node takes itself then takes as long as it takes.
+    async fn decide(&self, manifest: Digest, layer: &PulledLayer) -> Verdict {
+        let found = tokio::time::timeout(DECISION_TIMEOUT, self.decide_image(manifest, layer)).await;
+        let late = || refusal(metrics::Decision::Unreachable, format!("not decided within {DECISION_TIMEOUT:?}"));
+        match found.unwrap_or_else(|_| Err(late()))? {
+            Found::Index(image) => Ok(image),
+            Found::Pull(pull) => {
+                let taken = pull.outcome().await;
+                // It speaks for the layers to come from now on.
+                let mut decided = self.decided.lock();
+                decided.iter_mut().filter(|known| known.manifest == manifest).for_each(|it| it.at = Instant::now());
+                taken
+            }
+        }
     }
 
     /// Where the decision about an image stands, or is going to.
@@ -226,12 +248,16 @@ impl LazyImages {
         })
     }
 
-    async fn decide_image(&self, manifest: Digest, layer: &PulledLayer) -> Verdict {
+    async fn decide_image(&self, manifest: Digest, layer: &PulledLayer) -> Result<Found, Refusal> {
         let node = &self.node;
+        if let Some(pull) = node.first_pulls.running(manifest) {
+            return Ok(Found::Pull(pull));
+        }
         let found = node.artifacts.statement(manifest, &node.trusted).await;
-        let (statement, signed) = found.map_err(|error| lookup_refusal(&error))?.ok_or_else(|| {
-            refusal(metrics::Decision::NoIndex, "nobody has its index; `hermes index build` makes one")
-        })?;
+        let Some((statement, signed)) = found.map_err(|error| lookup_refusal(&error))? else {
+            let reference = self.reference(manifest, &layer.labels);
+            return node.offer_first_pull(manifest, reference, layer).await.map(Found::Pull);
+        };
         let host = Platform::host();
         if !statement.platform.parse::<Platform>().is_ok_and(|platform| platform.runs_on(&host)) {
             let reason = format!("its index is for {}, and this is {host}", statement.platform);
@@ -245,11 +271,12 @@ impl LazyImages {
             let index = node.open_index(&named, statement.clone()).await;
             index.map_err(|error| refusal(metrics::Decision::Corrupt, error.to_string()))
         };
-        let (index, ()) = futures::try_join!(index, self.check_source(reference.as_deref(), &statement))?;
+        let layers: Vec<_> = statement.layers.iter().map(LayerDescriptor::of_statement).collect();
+        let (index, ()) = futures::try_join!(index, node.check_source(reference.as_deref(), &layers))?;
         let local = |error: NodeError| refusal(metrics::Decision::Corrupt, error.to_string());
         node.remember(&named, &index).map_err(local)?;
         self.keep(manifest, &signed, reference.as_deref());
-        Ok(Arc::new(LazyImage::new(statement)))
+        Ok(Found::Index(Arc::new(LazyImage::new(statement))))
     }
 
     /// Keeps what is needed to show the image again without anybody's help.
@@ -269,36 +296,6 @@ impl LazyImages {
             let folders = self.node.artifacts.folders();
             folders.iter().find_map(|folder| folder.reference(manifest).ok().flatten())
         })
-    }
-
-    /// Whether what is missing can be read with the credentials at hand: by reading a byte from the middle of nowhere,
-    /// because a registry that ignores ranges would answer a read from the start just as well.
-    async fn check_source(&self, reference: Option<&str>, statement: &Statement) -> Result<(), Refusal> {
-        let is_missing = |diff_id: DiffId| {
-            let stored = self.node.store.open_layer(diff_id);
-            stored.is_none_or(|layer| !layer.is_complete())
-        };
-        let missing = statement.layers.iter().filter(|layer| is_missing(layer.diff_id));
-        let Some(largest) = missing.max_by_key(|layer| layer.blob_len_bytes) else { return Ok(()) };
-        let unknown = "neither containerd nor the index says where it is from; let containerd send its annotations";
-        let reference = reference.ok_or_else(|| refusal(metrics::Decision::Unreachable, unknown))?;
-        let origin = self.node.origin_client.open_image(reference, false).await;
-        let origin = origin.map_err(|error| refusal(metrics::Decision::Unreachable, error.to_string()))?;
-        let end = largest.blob_len_bytes.min(2);
-        let deadline = Instant::now() + DECISION_TIMEOUT;
-        let descriptor = LayerDescriptor::of_statement(largest);
-        match origin.read(&descriptor, end.saturating_sub(1)..end, deadline.into()).next().await {
-            Some(Ok(_)) => Ok(()),
-            Some(Err(error)) => {
-                let label = match error.class() {
-                    ErrorClass::Denied | ErrorClass::NotFound => metrics::Decision::Denied,
-                    ErrorClass::PeerFault => metrics::Decision::NoRanges,
-                    ErrorClass::Transient | ErrorClass::Local => metrics::Decision::Unreachable,
-                };
-                Err(refusal(label, error.to_string()))
-            }
-            None => Err(refusal(metrics::Decision::NoRanges, "the registry gave no byte of a range")),
-        }
     }
 
     async fn show_tree(&self, chain: &RemoteChain) -> Result<PathBuf, NodeError> {
@@ -439,5 +436,38 @@ impl Inner {
     /// The node's own folder of indexes.
     pub(super) fn own_indexes(&self) -> IndexFolder {
         IndexFolder::new(self.config.state.join(INDEXES_FOLDER))
+    }
+
+    /// Whether what is missing can be read with the credentials at hand: by reading a byte from the middle of nowhere,
+    /// because a registry that ignores ranges would answer a read from the start just as well.
+    pub(super) async fn check_source(
+        &self,
+        reference: Option<&str>,
+        layers: &[LayerDescriptor],
+    ) -> Result<(), Refusal> {
+        let is_missing = |diff_id: DiffId| {
+            let stored = self.store.open_layer(diff_id);
+            stored.is_none_or(|layer| !layer.is_complete())
+        };
+        let missing = layers.iter().filter(|layer| is_missing(layer.diff_id));
+        let Some(largest) = missing.max_by_key(|layer| layer.len_bytes) else { return Ok(()) };
+        let unknown = "neither containerd nor the index says where it is from; let containerd send its annotations";
+        let reference = reference.ok_or_else(|| refusal(metrics::Decision::Unreachable, unknown))?;
+        let origin = self.origin_client.open_image(reference, false).await;
+        let origin = origin.map_err(|error| refusal(metrics::Decision::Unreachable, error.to_string()))?;
+        let end = largest.len_bytes.min(2);
+        let deadline = Instant::now() + DECISION_TIMEOUT;
+        match origin.read(largest, end.saturating_sub(1)..end, deadline.into()).next().await {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(error)) => {
+                let label = match error.class() {
+                    ErrorClass::Denied | ErrorClass::NotFound => metrics::Decision::Denied,
+                    ErrorClass::PeerFault => metrics::Decision::NoRanges,
+                    ErrorClass::Transient | ErrorClass::Local => metrics::Decision::Unreachable,
+                };
+                Err(refusal(label, error.to_string()))
+            }
+            None => Err(refusal(metrics::Decision::NoRanges, "the registry gave no byte of a range")),
+        }
     }
 }

@@ -12,6 +12,7 @@
 mod complete;
 mod drain;
 mod error;
+mod first_pull;
 pub mod keys;
 mod lazy;
 mod mount;
@@ -69,6 +70,7 @@ const INDEXES_FOLDER: &str = "indexes";
 const LAYERS_FOLDER: &str = "layers";
 
 pub use error::{NodeError, find_class, origin_class};
+use first_pull::FirstPulls;
 use observe::Observer;
 pub use observe::Readiness;
 use record::LAYERS_CONNECTION;
@@ -134,6 +136,8 @@ struct Inner {
     unused: tokio::sync::Notify,
     /// What was decided about images that containerd pulls, the latest last.
     pulls: Mutex<VecDeque<PullStatus>>,
+    /// The pulls that this node takes itself.
+    first_pulls: FirstPulls,
     /// Of daemons with this state folder, this one included.
     starts: u64,
     started_at_seconds: f64,
@@ -192,14 +196,13 @@ impl Node {
         let notifier = notifier.map(Arc::new);
         serve::clear_leftovers(&config.state, notifier.is_some() && inherited.has(LAYERS_CONNECTION));
         serve::unpin_what_is_gone(&store)?;
-        let key = keys::load_or_create(&config.state.join("index-key"))?;
-        let mut trusted = config.public_keys()?;
-        trusted.push(key.public());
-        let content = Arc::new(NodeContent::new(Arc::clone(&store)));
+        let (key, trusted) = signing_keys(&config)?;
+        let own_indexes = IndexFolder::new(config.state.join(INDEXES_FOLDER));
+        let content = Arc::new(NodeContent::new(Arc::clone(&store), own_indexes.clone()));
         let peers = join_swarm(&config, Arc::clone(&content)).await?;
         let artifacts = Artifacts::new(Arc::clone(&store), Some(peers.clone()));
         config.index_folders.iter().for_each(|folder| artifacts.add_folder(IndexFolder::new(folder)));
-        artifacts.add_folder(IndexFolder::new(config.state.join(INDEXES_FOLDER)));
+        artifacts.add_folder(own_indexes);
         let fetch = start_fetching(&store, &peers);
         let reader = Reader::new(tokio::runtime::Handle::current(), config.read_deadline());
         let directory = Arc::new(LayerDirectory::default());
@@ -229,6 +232,7 @@ impl Node {
         .await?;
         let listener = listen(&config)?;
         let inner = Arc::new(Inner {
+            first_pulls: FirstPulls::new(&config),
             config,
             notifier,
             store,
@@ -298,6 +302,8 @@ impl Node {
         observer.readiness.control_is(false);
         drop(listener);
         let _ = std::fs::remove_file(socket_path(&inner.config.state));
+        // Whoever waits for a pull that is being taken gets an answer.
+        inner.first_pulls.end().await;
         // containerd's calls end first; those that it makes meanwhile wait for the next daemon.
         if let Some(snapshots) = snapshots
             && tokio::time::timeout(HANDOVER_TIMEOUT, snapshots.stop()).await.is_err()
@@ -327,6 +333,7 @@ impl Node {
             tracing::warn!(%error, "the supervisor does not hear that the node ends");
         }
         drop(listener);
+        inner.first_pulls.end().await;
         if let Some(snapshots) = snapshots {
             snapshots.stop().await;
         }
@@ -391,6 +398,24 @@ impl Inner {
 pub fn private_folder(path: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// What the node signs with, and whose statements it takes. With a key from the settings it goes on taking what it has
+/// signed with its own before.
+fn signing_keys(config: &NodeConfig) -> Result<(SigningKey, Vec<PublicKey>), NodeError> {
+    let mut trusted = config.public_keys()?;
+    let own = config.state.join("index-key");
+    let key = match &config.signing_key {
+        None => keys::load_or_create(&own)?,
+        Some(path) => {
+            if own.exists() {
+                trusted.push(keys::load_or_create(&own)?.public());
+            }
+            keys::load_shared(path)?
+        }
+    };
+    trusted.push(key.public());
+    Ok((key, trusted))
 }
 
 /// Where commands are answered.

@@ -29,7 +29,7 @@ use crate::fs::read::LayerFile;
 use crate::fs::session::{FuseSession, Keeping, SessionConfig};
 use crate::fs::tree::TreeFs;
 use crate::index_folder::IndexFolder;
-use crate::indexing::build_index;
+use crate::indexing::{Artifact, build_index};
 use crate::metrics::RECORDED;
 use crate::mounts::{self, erofs::Backing};
 use crate::origin::{LayerDescriptor, Origin, ResolvedImage};
@@ -182,14 +182,10 @@ impl Inner {
     ) -> Result<(Statement, Vec<u8>), NodeError> {
         let total = image.layers.iter().map(|layer| layer.len_bytes).sum();
         let options = hermes_image::build::Options::default();
-        let index =
-            build_index(origin, image, options, |done| say(progress, "building the index", done, total)).await?;
         let store = Arc::clone(&self.store);
-        let artifacts = index.artifacts;
-        let kept = tokio::task::spawn_blocking(move || {
-            artifacts.iter().try_for_each(|artifact| store.put_artifact(&artifact.bytes).map(drop))
-        });
-        kept.await.map_err(|_| NodeError::Interrupted)??;
+        let keep = move |artifact: &Artifact| store.put_artifact(&artifact.bytes).map(drop);
+        let said = |done| say(progress, "building the index", done, total);
+        let index = build_index(origin, image, options, keep, said).await?;
         let signed = self.key.sign(&index.statement);
         own.put_statement(image.manifest_digest, &signed).map_err(crate::artifacts::ArtifactError::from)?;
         Ok((index.statement, signed))
@@ -346,8 +342,13 @@ impl Inner {
 
     /// Tells the swarm that this node has parts of `layers`.
     pub(super) fn announce(&self, layers: &[Arc<OpenLayer>]) {
+        self.announce_layers(layers.iter().map(|layer| layer.diff_id()));
+    }
+
+    /// The same by name.
+    pub(super) fn announce_layers(&self, layers: impl Iterator<Item = DiffId>) {
         for layer in layers {
-            let (peers, layer) = (self.peers.clone(), layer.diff_id());
+            let peers = self.peers.clone();
             // Announcing takes a walk through the DHT; nobody waits for it.
             tokio::spawn(async move {
                 if let Err(error) = peers.provide(layer).await {

@@ -157,6 +157,7 @@ impl Inner {
             values.set("hermes_images_mounted", way.name(), count as u64);
         }
         drop(images);
+        values.set("hermes_first_pulls_running", "", self.first_pulls.status().len() as u64);
         let (store, counters) = (&self.store, self.store.counters());
         values.set("hermes_store_bytes", "", store.layers().iter().map(|layer| layer.present_bytes()).sum());
         values.set("hermes_store_budget_bytes", "", self.config.store_budget_bytes.unwrap_or(0));

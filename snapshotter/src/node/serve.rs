@@ -155,6 +155,7 @@ impl Inner {
             ways: self.ways.status(),
             images: images.collect(),
             pulls: self.pulls.lock().iter().cloned().collect(),
+            first_pulls: self.first_pulls.status(),
             waiting: WaitingReads { demand: waiting.waiting_demand as u64, prefetch: waiting.waiting_prefetch as u64 },
             peers: self.peers.peers().into_iter().map(|peer| PeerStatus { id: peer.to_string() }).collect(),
             store_bytes: self.store.layers().iter().map(|layer| layer.present_bytes()).sum(),

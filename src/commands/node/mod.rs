@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
-use hermes_snapshotter::config::{NodeConfig, RegistrySettings};
+use clap::{ArgAction, Args, Subcommand};
+use hermes_snapshotter::config::{FIRST_PULL_MIN_BYTES, NodeConfig, RegistrySettings};
 use hermes_snapshotter::control::{self, Request};
 use hermes_snapshotter::mounts::erofs::Backing;
 use hermes_snapshotter::node::{Node, NodeError, Supervision};
@@ -45,6 +45,25 @@ pub(crate) struct NodeArgs {
     /// A key whose index statements are accepted, beside the node's own. May be given more than once.
     #[arg(long = "trust", value_name = "KEY")]
     trusted_keys: Vec<String>,
+    /// The file with the secret key that this node signs indexes with, and whose indexes it accepts (mode 0600). Give all
+    /// nodes of a fleet the same, so that each accepts what another has built; a key of its own when absent.
+    #[arg(long, value_name = "FILE")]
+    signing_key: Option<PathBuf>,
+    /// When nobody has the index of an image that containerd pulls, take the pull: read all layers once, keep them, and
+    /// build the index on the way, for the next nodes. The pod waits for it; if it fails, containerd pulls as ever.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value_t = true,
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    index_on_first_pull: bool,
+    /// The smallest image whose pull is taken so, in compressed bytes of its layers.
+    #[arg(long, value_name = "BYTES", default_value_t = FIRST_PULL_MIN_BYTES)]
+    index_on_first_pull_min_size: u64,
     /// Most bytes that the store may hold.
     #[arg(long, value_name = "BYTES")]
     budget: Option<u64>,
@@ -207,6 +226,9 @@ async fn serve(args: NodeArgs) -> anyhow::Result<()> {
         cluster: args.cluster,
         index_folders: args.index_folders,
         trusted_keys: args.trusted_keys,
+        signing_key: args.signing_key.map(std::path::absolute).transpose()?,
+        index_on_first_pull: args.index_on_first_pull,
+        index_on_first_pull_min_bytes: args.index_on_first_pull_min_size,
         store_budget_bytes: args.budget,
         read_deadline_ms: args.read_deadline_ms,
         way: args.way,

@@ -42,6 +42,7 @@ use crate::error::StoreError;
 
 use places::PLACE_PREFIX_LEN;
 pub(crate) use places::Place;
+pub(crate) use presence::PresencePage;
 
 /// The format that this build reads and writes.
 pub const FORMAT_VERSION: u32 = 1;

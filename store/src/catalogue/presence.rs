@@ -14,6 +14,9 @@ fn page_key(layer: u32, page: u32) -> [u8; 8] {
     key
 }
 
+/// A page of presence bits with its number.
+pub(crate) type PresencePage = (u32, [u8; PAGE_LEN_BYTES]);
+
 /// A page with its number.
 pub(crate) type Page = (u32, Vec<u8>);
 
@@ -22,7 +25,7 @@ impl Catalogue {
     pub(crate) fn write_presence(
         &self,
         layer: u32,
-        pages: &[(u32, [u8; PAGE_LEN_BYTES])],
+        pages: &[PresencePage],
         durability: Durability,
     ) -> Result<(), StoreError> {
         let mut batch = WriteBatch::default();
@@ -72,14 +75,17 @@ impl Catalogue {
         Ok(pages)
     }
 
-    /// Commits layers whose files and places are there, all or none.
+    /// Commits layers whose files and places are there, each with the pages of what its file holds already: all or none.
     pub(crate) fn register<'a>(
         &self,
-        layers: impl Iterator<Item = (DiffId, &'a LayerRecord)>,
+        layers: impl Iterator<Item = (DiffId, &'a LayerRecord, &'a [PresencePage])>,
     ) -> Result<(), StoreError> {
         let mut batch = WriteBatch::default();
-        for (diff_id, record) in layers {
+        for (diff_id, record, pages) in layers {
             let json = serde_json::to_vec(record).expect("numbers and a name always serialise");
+            for (page, bytes) in pages {
+                batch.put_cf(self.family(PRESENCE), page_key(record.number, *page), bytes);
+            }
             batch.put_cf(self.family(LAYERS), diff_id.0, json);
         }
         batch.delete_cf(self.family(META), b"registering");

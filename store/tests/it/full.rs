@@ -88,6 +88,14 @@ fn survives_enospc(dir: &Path) {
     assert!(matches!(error, StoreError::Full { cause: FullCause::Filesystem, .. }), "{error}");
     let before = check(&held, &first);
     assert!(before >= 100);
+    // A layer that is being staged stops, too, and gives back what it has taken.
+    let mut staged = store.stage_layer().expect("begins");
+    let error = (0..CHUNKS).find_map(|chunk| staged.append(&second.verified(chunk)).err()).expect("does not fit");
+    assert!(matches!(error, StoreError::Full { cause: FullCause::Filesystem, .. }), "{error}");
+    let used_bytes = store.usage().expect("usage").used_bytes;
+    let staged_bytes = staged.len_bytes();
+    drop(staged);
+    assert_eq!(store.usage().expect("usage").used_bytes, used_bytes - staged_bytes);
     // Nor is there room for the catalogue, once what it has allocated ahead is used up. Readers do not notice.
     let error = (0..1000).find_map(|no| store.put_image(&image(no)).err()).expect("does not fit");
     assert_eq!(error.kind(), "catalogue", "{error}");
