@@ -1,5 +1,6 @@
 //! The store: opening, registering layers, asking what is there, closing.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -361,6 +362,15 @@ impl Store {
             usage.complete_layers += u64::from(layer.is_complete());
         }
         Ok(usage)
+    }
+
+    /// The number of rows of each of the catalogue's families, which `catalogue` names: what shows whether something was
+    /// left behind. Reads all of it.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be read.
+    pub fn rows(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
+        self.shared.catalogue.rows()
     }
 
     fn end(&mut self, how: Stop) {

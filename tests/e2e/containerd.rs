@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use hermes_tests::agree::{Agreed, Sides};
 use hermes_tests::command::run;
 use hermes_tests::daemon::Daemon;
 use hermes_tests::faulty::FaultyRegistry;
@@ -79,46 +80,13 @@ impl Rig {
         self.agree_on(|_| true).map(drop)
     }
 
-    /// Waits until containerd and Hermes know the same snapshots, as many as `expected` wants; how many. containerd
-    /// forgets what it removes at once, and has it removed by a later collection of garbage.
+    /// Waits until containerd and Hermes know the same snapshots, each with its directory, as many as `expected` wants;
+    /// how many.
     fn agree_on(&self, expected: impl Fn(usize) -> bool) -> Result<usize> {
-        let mut last = None;
-        let agreed = wait_for("equal snapshots", DEADLINE, || {
-            let seen = self.compare();
-            let agreed = seen.as_ref().ok().copied().filter(|count| expected(*count));
-            last = Some(seen);
-            agreed
-        });
-        agreed.with_context(|| format!("last seen: {last:?}"))
-    }
-
-    /// Checks that containerd and Hermes know the same snapshots, and that each has its directory; how many.
-    fn compare(&self) -> Result<usize> {
-        let listed = self.ctr(&["snapshots", "--snapshotter", "hermes", "ls"])?;
-        let theirs: BTreeSet<String> =
-            listed.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
-        let client = Client::connect(&socket(self.scratch.path()))?;
-        let ours = client.list(&[])?;
-        // containerd calls a snapshot NAMESPACE/NUMBER/KEY here and KEY there; a key may have blanks and slashes.
-        let key = |name: &str| name.splitn(3, '/').nth(2).unwrap_or_default().to_owned();
-        let lines = ours.iter().map(|info| {
-            let kind = match info.kind().as_str_name() {
-                "ACTIVE" => "Active",
-                "VIEW" => "View",
-                _ => "Committed",
-            };
-            [key(&info.name), key(&info.parent), kind.to_owned()]
-                .join(" ")
-                .split_whitespace()
-                .collect::<Vec<_>>()
-                .join(" ")
-        });
-        let lines: BTreeSet<String> = lines.collect();
-        ensure!(lines == theirs, "Hermes has {lines:#?}, containerd {theirs:#?}");
-        client.cleanup()?;
-        let left = directories(&snapshots(self.scratch.path()))?;
-        ensure!(left.len() == ours.len(), "{} snapshots have the directories {left:?}", ours.len());
-        Ok(ours.len())
+        let (socket, root) = (socket(self.scratch.path()), snapshots(self.scratch.path()));
+        let sides = Sides { socket: &socket, root: &root };
+        let each_has_one = |agreed: Agreed| agreed.directories == agreed.snapshots && expected(agreed.snapshots);
+        Ok(sides.agree(|| self.containerd.ctr(), each_has_one)?.snapshots)
     }
 }
 

@@ -55,7 +55,7 @@ impl Stage {
         let layer = |tar: Vec<u8>, compression| NewLayer { tar, compression };
         let file = |name: &str| Tarball::of([Entry::file(name, content(name, FILE_LEN_BYTES))]);
         let layers = [
-            layer(runnable::programs()?, Compression::Gzip(1)),
+            runnable::programs()?,
             layer(file(FILES[0]), Compression::Gzip(1)),
             layer(file(FILES[1]), Compression::Zstd),
             layer(Tarball::of([Entry::file("etc/a", "top")]), Compression::Plain),

@@ -1,7 +1,7 @@
 //! The daemon is killed, and upgraded, again and again under eight processes that read. None of them sees an error or a
 //! wrong byte, whether it reads or maps, whether the bytes are here or have to be fetched; the longest wait is printed.
 //!
-//! `HERMES_SOAK_SECONDS` says how long it goes on; a short while when it is not set.
+//! A short while in `make test`, [`soak::length`] in `make soak`.
 #![allow(unsafe_code, reason = "reading through a memory map is one of the ways to read")]
 
 use std::ffi::OsString;
@@ -12,12 +12,13 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use hermes_tests::compress::Compression;
 use hermes_tests::faulty::FaultyRegistry;
 use hermes_tests::guard::{ProcessGuard, ScratchDir, wait_for};
 use hermes_tests::kept::{Kept, test_process};
 use hermes_tests::sample::{Sample, TAG, content};
+use hermes_tests::soak;
 use rand::RngExt as _;
 use rustix::process::Signal;
 
@@ -201,19 +202,11 @@ fn results(readers: Vec<ProcessGuard>) -> Result<Seen> {
     Ok(all)
 }
 
-fn soak() -> Result<Option<Duration>> {
-    let Some(seconds) = std::env::var_os("HERMES_SOAK_SECONDS") else { return Ok(None) };
-    match seconds.to_str().and_then(|text| text.parse().ok()) {
-        Some(seconds) => Ok(Some(Duration::from_secs(seconds))),
-        None => bail!("HERMES_SOAK_SECONDS is a number of seconds"),
-    }
-}
-
 fn kills(way: &str) -> Result<()> {
     let rig = Rig::new(way)?;
     let begin = Instant::now();
     let (mut kills, mut longest) = (0, Duration::ZERO);
-    while begin.elapsed() < soak()?.unwrap_or(SHORT) {
+    while begin.elapsed() < soak::length()?.unwrap_or(SHORT) {
         let next = Instant::now() + KILL_INTERVAL;
         let before = rig.kept.signal_daemon(Signal::KILL)?;
         kills += 1;
@@ -238,7 +231,7 @@ fn upgrades(way: &str) -> Result<()> {
     let rig = Rig::new(way)?;
     let other = rig.scratch.path().join("hermes-next");
     std::fs::copy(hermes(), &other)?;
-    let count = if soak()?.is_some() { UPGRADES.1 } else { UPGRADES.0 };
+    let count = soak::choose(UPGRADES.0, UPGRADES.1)?;
     for round in 0..count {
         let program = if round % 2 == 0 { other.as_path() } else { hermes() };
         let output = rig.kept.run(&["node", "upgrade", program.to_str().context("UTF-8")?])?;

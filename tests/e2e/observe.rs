@@ -1,7 +1,5 @@
 //! What operators see of a daemon: its numbers, its probes, the reads that wait, and its log, changed while it runs.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,33 +9,13 @@ use hermes_tests::daemon::{Daemon, HANG, Reading};
 use hermes_tests::faulty::{Fault, FaultyRegistry};
 use hermes_tests::guard::{ScratchDir, wait_for};
 use hermes_tests::sample::{Sample, TAG};
+use hermes_tests::web::{get, metric, metrics_address};
 
 /// What is read.
 const FILE: &str = "gzip/first";
 
 fn hermes() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_hermes"))
-}
-
-/// The address that the daemon says it serves metrics on.
-fn metrics_address(log: &str) -> Option<String> {
-    let line = log.lines().find(|line| line.contains("serving metrics"))?;
-    let at = line.find("127.0.0.1:")?;
-    Some(line[at..].chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect())
-}
-
-fn get(address: &str, path: &str) -> Result<String> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(HANG))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
-}
-
-/// The value of one series.
-fn value(metrics: &str, series: &str) -> Option<f64> {
-    metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
 }
 
 #[test]
@@ -67,7 +45,7 @@ fn a_node_shows_what_it_does() -> Result<()> {
     ensure!(waiting.image == registry.image(TAG) && waiting.missing_bytes > 0, "{waiting:?}");
     ensure!(waiting.asking.iter().any(|who| who.contains(&registry.host())), "{waiting:?}");
     let metrics = get(&address, "/metrics")?;
-    ensure!(value(&metrics, "hermes_reads_waiting{class=\"demand\"}") >= Some(1.0), "{metrics}");
+    ensure!(metric(&metrics, "hermes_reads_waiting{class=\"demand\"}") >= Some(1.0), "{metrics}");
 
     registry.always(Fault::Pass);
     let (read, _) = reading.end()?;
@@ -83,7 +61,7 @@ fn a_node_shows_what_it_does() -> Result<()> {
         ("hermes_store_bytes", 1_500_000.0),
         ("hermes_starts_total", 1.0),
     ] {
-        ensure!(value(&metrics, series) >= Some(least), "{series} is below {least}:\n{metrics}");
+        ensure!(metric(&metrics, series) >= Some(least), "{series} is below {least}:\n{metrics}");
     }
 
     // The log says more when it is told to, and what makes no sense is refused.

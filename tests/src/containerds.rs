@@ -10,11 +10,20 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::command::run;
 use crate::guard::{ProcessGuard, ScratchDir, wait_for};
+use crate::process;
 
 /// The lines that `tools/containerd` has.
 pub const LINES: [&str; 3] = ["1.6", "1.7", "2"];
 /// How long containerd may take to answer on its socket, on a machine that is busy with other tests.
 const START_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a process may take to end that was killed.
+const END_DEADLINE: Duration = Duration::from_secs(20);
+/// Where a host has a folder for each container of Kubernetes' namespace.
+const BUNDLES: &str = "run/containerd/io.containerd.runtime.v2.task/k8s.io";
+/// Where runc keeps the state of those, by the shim's default.
+const RUNC_STATE: &str = "/run/containerd/runc/k8s.io";
+/// What holds a pod or a container for containerd.
+const SHIM: &str = "containerd-shim-runc-v2";
 /// Where a host has the socket of its containerd.
 const CONTAINERD_SOCKET: &str = "run/containerd/containerd.sock";
 /// Where a host has the socket of its snapshotter.
@@ -80,6 +89,29 @@ impl Host {
             }
         }
         Ok(text)
+    }
+
+    /// The same for pods: with `image` for what holds a pod's namespaces, and without lowering the score by which the
+    /// kernel chooses what it kills for memory, which root may not do where this machine is a container itself.
+    ///
+    /// # Errors
+    /// When containerd does not print it, or names no such image.
+    pub fn config_for_pods(&self, image: &str) -> Result<String> {
+        let text = self.default_config()?;
+        // `sandbox_image` of CRI in 1.6 and 1.7, `sandbox` of its pinned images in 2.
+        let is_sandbox = |line: &str| {
+            let key = line.split_once('=').map(|(key, _)| key.trim());
+            matches!(key, Some("sandbox_image" | "sandbox")) && line.contains('/')
+        };
+        if !text.lines().any(is_sandbox) {
+            bail!("containerd's configuration names no image for sandboxes");
+        }
+        let replace = |line: &str| match line.split_once('=') {
+            Some((key, _)) if is_sandbox(line) => format!("{key}= \"{image}\"\n"),
+            Some((key, _)) if key.trim() == "restrict_oom_score_adj" => format!("{key}= true\n"),
+            _ => format!("{line}\n"),
+        };
+        Ok(text.lines().map(replace).collect())
     }
 
     /// A small configuration of the version `number`, without the plugins that would leave this host: CRI and those
@@ -150,7 +182,48 @@ address = "{root}/run/containerd/containerd.sock"
         if !answered.as_ref().is_ok_and(|answered| *answered) {
             bail!("containerd does not run ({answered:?}): {}", fs::read_to_string(log_path).unwrap_or_default());
         }
-        Ok(RunningContainerd { host: self, _process: process })
+        Ok(RunningContainerd { host: self, process })
+    }
+
+    /// Kills what containerd has started: the shims of this host and all containers in them. A shim outlives the
+    /// containerd that started it.
+    ///
+    /// # Errors
+    /// When one does not end.
+    pub fn kill_containers(&self) -> Result<()> {
+        self.kill_containers_and(&[])
+    }
+
+    /// The same, and at the same time `others`.
+    ///
+    /// # Errors
+    /// When one does not end.
+    pub fn kill_containers_and(&self, others: &[u32]) -> Result<()> {
+        let mut processes = self.shims();
+        processes.extend(processes.clone().into_iter().flat_map(process::descendants));
+        processes.extend(others);
+        process::kill(&processes);
+        wait_for("the end of all containers", END_DEADLINE, || {
+            processes.iter().all(|pid| process::has_ended(*pid)).then_some(())
+        })?;
+        self.forget_containers()
+    }
+
+    /// Has runc forget the containers that were killed, and remove their control groups: its own state is in a place
+    /// that all hosts of this machine share, and that a real one would lose with its processes.
+    fn forget_containers(&self) -> Result<()> {
+        let Ok(bundles) = fs::read_dir(self.root().join(BUNDLES)) else { return Ok(()) };
+        for bundle in bundles {
+            let mut delete = Command::new(self.programs.join("runc"));
+            delete.args(["--root", RUNC_STATE, "delete", "--force"]).arg(bundle?.file_name());
+            run(&mut delete)?;
+        }
+        Ok(())
+    }
+
+    /// The shims of this host.
+    pub fn shims(&self) -> Vec<u32> {
+        process::with_argument(SHIM, self.root())
     }
 
     fn ctr(&self) -> Command {
@@ -162,14 +235,33 @@ address = "{root}/run/containerd/containerd.sock"
     }
 }
 
+/// Containers outlive everybody that started them; those that a failed test has left go with their host.
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill_containers() {
+            eprintln!("guard: {error:#}");
+        }
+    }
+}
+
 /// A containerd that runs on a [`Host`]. It ends when this is dropped.
 #[derive(Debug)]
 pub struct RunningContainerd<'a> {
     host: &'a Host,
-    _process: ProcessGuard,
+    process: ProcessGuard,
 }
 
 impl RunningContainerd<'_> {
+    /// Its process id. What it has started is not part of it: each pod has a shim, which has the containers.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The root of its host.
+    pub fn root(&self) -> &Path {
+        self.host.root()
+    }
+
     /// Its socket.
     pub fn socket(&self) -> PathBuf {
         self.host.root().join(CONTAINERD_SOCKET)

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use axum::Router;
@@ -13,14 +13,19 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures::stream::{self, StreamExt as _};
 use hermes_registry::{Auth, Counters, Options, Registry};
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, RETRY_AFTER};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 use tokio::runtime::Runtime;
 
 /// How long a token is valid: longer than any test.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(600);
+
+/// How long requests under way may take when the registry goes away.
+const GOING: Duration = Duration::from_millis(100);
 
 /// What becomes of a request for a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +48,39 @@ pub enum Fault {
     Shorten(usize),
     /// A body of the right length with other bytes.
     Change,
+    /// The whole blob, whatever range was asked for.
+    IgnoreRange,
+    /// 416 for a range; whole blobs are answered as they should be.
+    RefuseRange,
+    /// No answer for a range, ever; whole blobs are answered as they should be.
+    HangRange,
+}
+
+/// A request for a blob, as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobRequest {
+    /// When.
+    pub at: Instant,
+    /// Its path.
+    pub path: String,
+    /// Whether it was for a part.
+    pub is_range: bool,
+}
+
+/// What clients of a registry that wants a login have sent it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Logins {
+    /// Logins that were right.
+    pub taken: usize,
+    /// Logins that were once right, or never.
+    pub refused: usize,
+}
+
+/// The login that is right now, as a header; none has to be sent when there is none.
+#[derive(Default)]
+struct Door {
+    right: Option<String>,
+    seen: Logins,
 }
 
 type Plan = Box<dyn FnMut(usize) -> Fault + Send>;
@@ -50,9 +88,23 @@ type Plan = Box<dyn FnMut(usize) -> Fault + Send>;
 struct Faults {
     plan: Mutex<Plan>,
     blob_requests: AtomicUsize,
+    log: Mutex<Vec<BlobRequest>>,
+    door: Mutex<Door>,
+}
+
+impl std::fmt::Debug for Faults {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Faults").field("blob_requests", &self.blob_requests).finish_non_exhaustive()
+    }
+}
+
+/// Nothing under these locks can break half-way.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A running registry, on a runtime of its own. Dropping it ends it.
+#[derive(Debug)]
 pub struct FaultyRegistry {
     address: SocketAddr,
     faults: Arc<Faults>,
@@ -77,15 +129,54 @@ impl FaultyRegistry {
     /// When there is no layout, or no port.
     pub fn with_options(dir: &Path, options: Options) -> Result<Self> {
         let registry = Registry::open(dir, options)?;
-        let faults =
-            Arc::new(Faults { plan: Mutex::new(Box::new(|_| Fault::Pass)), blob_requests: AtomicUsize::new(0) });
-        let router = registry.router();
-        let router: Router = router.layer(middleware::from_fn_with_state(Arc::clone(&faults), interfere));
+        let faults = Arc::new(Faults {
+            plan: Mutex::new(Box::new(|_| Fault::Pass)),
+            blob_requests: AtomicUsize::new(0),
+            log: Mutex::default(),
+            door: Mutex::default(),
+        });
+        let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut served = Self { address: anywhere, faults, registry, runtime: None };
+        served.come_back()?;
+        Ok(served)
+    }
+
+    /// Goes away: connections break, and nobody listens any more.
+    pub fn go(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(GOING);
+        }
+    }
+
+    /// Listens again, where it did before.
+    ///
+    /// # Errors
+    /// When somebody else listens there.
+    pub fn come_back(&mut self) -> Result<()> {
+        let router = self.registry.router();
+        let router: Router = router.layer(middleware::from_fn_with_state(Arc::clone(&self.faults), interfere));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).context("listen")?;
-        let address = listener.local_addr()?;
+        let listener = runtime.block_on(tokio::net::TcpListener::bind(self.address));
+        let listener = listener.with_context(|| format!("listen on {}", self.address))?;
+        self.address = listener.local_addr()?;
         runtime.spawn(async move { axum::serve(listener, router).await });
-        Ok(Self { address, faults, registry, runtime: Some(runtime) })
+        self.runtime = Some(runtime);
+        Ok(())
+    }
+
+    /// From now on tokens are given for this login only. Tokens that were given stay good for their time.
+    pub fn want_login(&self, user: &str, password: &str) {
+        locked(&self.faults.door).right = Some(login_header(user, password));
+    }
+
+    /// The logins that came since the registry was started.
+    pub fn logins(&self) -> Logins {
+        locked(&self.faults.door).seen
+    }
+
+    /// The requests for blobs since the last plan was made, in the order in which they came.
+    pub fn blob_log(&self) -> Vec<BlobRequest> {
+        locked(&self.faults.log).clone()
     }
 
     /// Host and port.
@@ -100,8 +191,9 @@ impl FaultyRegistry {
 
     /// From now on requests for blobs go by `plan`, which gets the number of the request, from 0.
     pub fn plan(&self, plan: impl FnMut(usize) -> Fault + Send + 'static) {
-        let mut current = self.faults.plan.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = locked(&self.faults.plan);
         self.faults.blob_requests.store(0, Ordering::Relaxed);
+        locked(&self.faults.log).clear();
         *current = Box::new(plan);
     }
 
@@ -135,11 +227,17 @@ impl Drop for FaultyRegistry {
 }
 
 async fn interfere(State(faults): State<Arc<Faults>>, mut request: Request, next: Next) -> Response {
+    if request.uri().path() == "/token" && !is_let_in(&faults, &request) {
+        let challenge = [(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"test\""))];
+        return (StatusCode::UNAUTHORIZED, challenge).into_response();
+    }
     if !request.uri().path().contains("/blobs/") {
         return next.run(request).await;
     }
     let fault = {
-        let mut plan = faults.plan.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut plan = locked(&faults.plan);
+        let (path, is_range) = (request.uri().path().to_owned(), request.headers().contains_key(RANGE));
+        locked(&faults.log).push(BlobRequest { at: Instant::now(), path, is_range });
         plan(faults.blob_requests.fetch_add(1, Ordering::Relaxed))
     };
     match fault {
@@ -152,6 +250,15 @@ async fn interfere(State(faults): State<Arc<Faults>>, mut request: Request, next
         }
         Fault::LoseLogin => {
             request.headers_mut().remove(AUTHORIZATION);
+            return next.run(request).await;
+        }
+        Fault::RefuseRange | Fault::HangRange if !request.headers().contains_key(RANGE) => {
+            return next.run(request).await;
+        }
+        Fault::RefuseRange => return status_answer(416),
+        Fault::HangRange => return std::future::pending().await,
+        Fault::IgnoreRange => {
+            request.headers_mut().remove(RANGE);
             return next.run(request).await;
         }
         Fault::Hang => return std::future::pending().await,
@@ -177,6 +284,25 @@ async fn interfere(State(faults): State<Arc<Faults>>, mut request: Request, next
         _ => Body::from(whole.iter().enumerate().map(change).collect::<Vec<u8>>()),
     };
     Response::from_parts(head, body)
+}
+
+/// What a client sends that has this login.
+pub fn login_header(user: &str, password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
+}
+
+/// Whether the login that was sent is the one that is right now.
+fn is_let_in(faults: &Faults, request: &Request) -> bool {
+    let mut door = locked(&faults.door);
+    let Some(right) = &door.right else { return true };
+    let sent = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
+    let is_right = sent == Some(right.as_bytes());
+    match (sent, is_right) {
+        (_, true) => door.seen.taken += 1,
+        (Some(_), false) => door.seen.refused += 1,
+        (None, false) => {}
+    }
+    is_right
 }
 
 fn beginning(whole: &Bytes, count: usize) -> impl stream::Stream<Item = std::io::Result<Bytes>> + Send + use<> {

@@ -7,10 +7,13 @@
 //! Data flows: [`odd`] makes images with every feature that a layer can have, [`layout`] writes and reads them as OCI
 //! layouts ([`images`] has real ones), [`unpack`] has the reference programs unpack them, [`node`] has Hermes mount them,
 //! and [`compare`] reports how two trees differ. [`fsck`] judges the trees' own format.
-//! [`snapshotter`] does with Hermes' snapshots what containerd does.
+//! [`snapshotter`] does with Hermes' snapshots what containerd does. A [`stage`] is a host of [`containerds`] with Hermes
+//! installed and [`runnable`] images, asked through [`cri`] and its [`pods`] as a kubelet asks; [`agree`] compares what
+//! both sides know, and [`soak`] says how long that goes on.
 //! Everything that outlives a function call (mounts, processes, loop devices, folders) is owned by a [`guard`], which
 //! cleans up when a test fails, too.
 
+pub mod agree;
 pub mod command;
 pub mod compare;
 pub mod compress;
@@ -23,12 +26,18 @@ pub mod guard;
 pub mod images;
 pub mod kept;
 pub mod layout;
+pub mod network;
 pub mod node;
 pub mod odd;
+pub mod pods;
+pub mod process;
 pub mod runnable;
 pub mod sample;
 pub mod snapshot;
 pub mod snapshotter;
+pub mod soak;
+pub mod stage;
 pub mod systemd;
 pub mod tarball;
 pub mod unpack;
+pub mod web;

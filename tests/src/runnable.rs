@@ -18,11 +18,14 @@ use crate::tarball::{Entry, Tarball};
 /// A file that no program reads by itself, and its length in bytes.
 pub const LARGE: (&str, u64) = ("opt/large", 6_000_000);
 
-/// The tar of a layer with a shell, `cat`, `sleep` and `cksum`.
+/// The tag of the image that only holds a pod's namespaces: it sleeps.
+pub const PAUSE: &str = "pause";
+
+/// A layer with `sh`, `cat`, `sleep` and `cksum` of this machine, and the libraries that they need.
 ///
 /// # Errors
-/// When one of them is not on this machine.
-pub fn programs() -> Result<Vec<u8>> {
+/// When one is not on this machine.
+pub fn programs() -> Result<NewLayer> {
     let mut entries: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for program in ["sh", "cat", "sleep", "cksum"] {
         let path = String::from_utf8(run(Command::new("which").arg(program))?)?;
@@ -33,15 +36,24 @@ pub fn programs() -> Result<Vec<u8>> {
             entries.insert(library[1..].to_owned(), fs::read(library)?);
         }
     }
-    Ok(Tarball::of(entries.into_iter().map(|(name, data)| Entry::file(name, data).mode(0o755))))
+    let tar = Tarball::of(entries.into_iter().map(|(name, data)| Entry::file(name, data).mode(0o755)));
+    Ok(NewLayer { tar, compression: Compression::Gzip(1) })
 }
 
-/// Makes a layout with `v1` and `v2`, which share their two lower layers.
+/// Adds the image for [`PAUSE`], of which `programs` is the only layer.
+///
+/// # Errors
+/// When the layout cannot be written.
+pub fn add_pause(layout: &Layout, programs: &NewLayer) -> Result<()> {
+    let config = json!({"Entrypoint": ["/bin/sleep", "1000000"]});
+    layout.add(PAUSE, std::slice::from_ref(programs), &config).map(drop)
+}
+
+/// Makes a layout with `v1` and `v2`, which share their two lower layers, and [`PAUSE`].
 ///
 /// # Errors
 /// When a program is not on this machine, or the layout cannot be written.
 pub fn images(dir: &Path) -> Result<Layout> {
-    let programs = programs()?;
     let (large, len) = LARGE;
     let files = [
         Entry::file("etc/a", "a1"),
@@ -52,12 +64,11 @@ pub fn images(dir: &Path) -> Result<Layout> {
     let changes = [Entry::file("etc/a", "a2"), Entry::whiteout("etc/b"), Entry::opaque("gone")];
     let other = Entry::file("etc/a", "other");
     let layout = Layout::create(dir)?;
-    let layer = |tar: &[u8], compression| NewLayer { tar: tar.to_vec(), compression };
-    let (files, changes) = (Tarball::of(files), Tarball::of(changes));
-    let shared = [layer(&programs, Compression::Gzip(1)), layer(&files, Compression::Gzip(6))];
-    let [low, middle] = shared.clone();
-    layout.add("v1", &[low, middle, layer(&changes, Compression::Plain)], &json!({}))?;
-    let [low, middle] = shared;
-    layout.add("v2", &[low, middle, layer(&Tarball::of([other]), Compression::Gzip(6))], &json!({}))?;
+    let layer = |tar: Vec<u8>, compression| NewLayer { tar, compression };
+    let (low, middle) = (programs()?, layer(Tarball::of(files), Compression::Gzip(6)));
+    add_pause(&layout, &low)?;
+    let changes = layer(Tarball::of(changes), Compression::Plain);
+    layout.add("v1", &[low.clone(), middle.clone(), changes], &json!({}))?;
+    layout.add("v2", &[low, middle, layer(Tarball::of([other]), Compression::Gzip(6))], &json!({}))?;
     Ok(layout)
 }

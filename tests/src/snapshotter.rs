@@ -21,7 +21,6 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::metadata::MetadataValue;
-use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
@@ -37,38 +36,38 @@ pub fn labels(pairs: &[(&str, &str)]) -> Labels {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
-/// A client of the service, for tests that wait for each answer.
+/// What containerd calls the service.
+const NAME: &str = "hermes";
+/// The namespace that a client works in where it asks containerd, which wants to know: that of Kubernetes.
+const NAMESPACE: (&str, &str) = ("containerd-namespace", "k8s.io");
+
+/// Adds the namespace to a request.
+fn in_namespace(mut request: Request<()>) -> Result<Request<()>, Status> {
+    request.metadata_mut().insert(NAMESPACE.0, MetadataValue::from_static(NAMESPACE.1));
+    Ok(request)
+}
+
+type Namespaced = InterceptedService<Channel, fn(Request<()>) -> Result<Request<()>, Status>>;
+
+/// A client of the service, or of containerd's own over it, for tests that wait for each answer.
 #[derive(Debug)]
 pub struct Client {
     runtime: Arc<Runtime>,
-    client: SnapshotsClient<InterceptedService<Channel, Named>>,
+    client: SnapshotsClient<Namespaced>,
     /// Which snapshotter containerd is to ask; a service that is one itself doesn't look.
     snapshotter: String,
 }
 
 type Answer<T> = Result<T, Status>;
 
-/// Says in which of containerd's namespaces a call is made; a snapshotter itself knows none.
-#[derive(Debug, Clone, Copy)]
-struct Named(Option<&'static str>);
-
-impl Interceptor for Named {
-    fn call(&mut self, mut request: Request<()>) -> Answer<Request<()>> {
-        if let Some(namespace) = self.0 {
-            request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static(namespace));
-        }
-        Ok(request)
-    }
-}
-
 impl Client {
-    /// Connects to the service at `socket`.
+    /// Connects to the service at `socket`, or to a containerd that listens there.
     ///
     /// # Errors
     /// When nobody answers.
     pub fn connect(socket: &Path) -> Result<Self> {
         let runtime = Arc::new(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?);
-        Self::on(runtime, socket, Named(None), "hermes")
+        Self::on(runtime, socket, NAME)
     }
 
     /// Connects to containerd itself, for the snapshots that `snapshotter` has in Kubernetes' namespace.
@@ -77,13 +76,13 @@ impl Client {
     /// When nobody answers.
     pub fn through_containerd(socket: &Path, snapshotter: &str) -> Result<Self> {
         let runtime = Arc::new(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?);
-        Self::on(runtime, socket, Named(Some("k8s.io")), snapshotter)
+        Self::on(runtime, socket, snapshotter)
     }
 
-    fn on(runtime: Arc<Runtime>, socket: &Path, named: Named, snapshotter: &str) -> Result<Self> {
+    fn on(runtime: Arc<Runtime>, socket: &Path, snapshotter: &str) -> Result<Self> {
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))?;
         let channel = runtime.block_on(endpoint.connect()).with_context(|| format!("connect {}", socket.display()))?;
-        let client = SnapshotsClient::with_interceptor(channel, named);
+        let client = SnapshotsClient::with_interceptor(channel, in_namespace as fn(_) -> _);
         Ok(Self { runtime, client, snapshotter: snapshotter.to_owned() })
     }
 
@@ -251,7 +250,7 @@ impl LocalService {
         let task = runtime.spawn(async move {
             service.serve(listener, async { drop(stopped.await) }).await.expect("the service ends in order");
         });
-        Ok((Client::on(Arc::clone(runtime), &socket, Named(None), "hermes")?, (stop, task)))
+        Ok((Client::on(Arc::clone(runtime), &socket, NAME)?, (stop, task)))
     }
 
     /// Ends it in order and starts it again on the same folder.

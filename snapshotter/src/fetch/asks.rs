@@ -277,11 +277,18 @@ async fn read_spans(
     drop(pieces);
     let decoded = decoding.await;
     if let Some((class, retry_after, error)) = broken {
-        tracing::warn!(image = %open.image(), layer = %open.diff_id(), %error, "cannot read the registry");
+        if open.registry_ended(Some(class)) {
+            tracing::warn!(image = %open.image(), layer = %open.diff_id(), %error, "cannot read the registry");
+        } else {
+            tracing::debug!(image = %open.image(), layer = %open.diff_id(), %error, "still cannot read the registry");
+        }
         return Outcome::Failed { class, retry_after };
     }
     match decoded {
-        Ok(Ok(())) => Outcome::Done { bytes },
+        Ok(Ok(())) => {
+            open.registry_ended(None);
+            Outcome::Done { bytes }
+        }
         Ok(Err(DecodeError::Span(error))) => {
             tracing::error!(image = %open.image(), layer = %open.diff_id(), %error, "the registry's bytes are not the ones that were indexed");
             // From a mirror it is no word about the registry.

@@ -157,6 +157,8 @@ pub struct OpenLayer {
     users: RwLock<Vec<LayerUser>>,
     geometry: RwLock<Arc<LayerGeometry>>,
     warned_of_full_store: Mutex<Option<Instant>>,
+    /// How the last attempt to read a registry has failed; `None` when it has not.
+    registry_failure: Mutex<Option<ErrorClass>>,
     spans: tokio::sync::OnceCell<Arc<SpanIndex>>,
 }
 
@@ -179,6 +181,7 @@ impl OpenLayer {
             users: RwLock::new(vec![user]),
             geometry: RwLock::new(Arc::new(geometry)),
             warned_of_full_store: Mutex::new(None),
+            registry_failure: Mutex::new(None),
             spans: tokio::sync::OnceCell::new(),
         })
     }
@@ -242,6 +245,15 @@ impl OpenLayer {
             *warned = Some(Instant::now());
         }
         is_due
+    }
+
+    /// Notes how an attempt to read a registry has ended. Whether that is a failure of another kind than the last
+    /// attempt's: an outage has hundreds of the same.
+    pub fn registry_ended(&self, failure: Option<ErrorClass>) -> bool {
+        let mut last = self.registry_failure.lock();
+        let is_news = failure.is_some() && *last != failure;
+        *last = failure;
+        is_news
     }
 
     /// The restart points, fetched at the first call. Cancel safe.

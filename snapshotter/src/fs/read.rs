@@ -6,7 +6,6 @@
 //! and fills again. Presence is the store's word, never what a hole in a file looks like.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,21 +21,13 @@ use hermes_store::Read;
 use parking_lot::Mutex;
 use thiserror::Error;
 
+use super::failures::{Failures, Recovered};
 use super::locate::Locator;
 use crate::fetch::{Class, Delivered, FetchError, FetchHandle, Marks};
 use crate::metrics::{RECORDED, ReadFailure};
 
 /// How often a read starts over because chunks that had come were evicted before it could copy them.
 const REFILL_MAX: u32 = 8;
-
-/// How long a read that ended at its deadline speaks for its neighbours: the kernel asks for the same page again as
-/// soon as a readahead has failed (33 ms later on a busy machine, measured), and the reader has waited enough.
-const JUST_NOW: Duration = Duration::from_millis(500);
-/// Reads that ended at their deadline which are remembered: as many as the kernel has under way on two connections.
-const FAILURES_MAX: usize = 128;
-
-/// Time between two lines about failed reads: a registry that is gone fails thousands.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A layer as readers see it.
 #[derive(Debug)]
@@ -231,50 +222,6 @@ fn fill_missing(
     Ok(left)
 }
 
-/// Reads that ended at their deadline a moment ago.
-///
-/// A reader of the page cache first causes a readahead, and when that fails, the kernel asks once more for the page
-/// itself. Without this record the reader would wait for two deadlines.
-#[derive(Debug, Default)]
-struct Failures {
-    latest: VecDeque<(Instant, DiffId, Runs)>,
-    logged_at: Option<Instant>,
-    left_out: u64,
-}
-
-impl Failures {
-    /// Whether a failure is to be logged now: how many were not, since the last one.
-    fn should_log(&mut self, now: Instant) -> Option<u64> {
-        if self.logged_at.is_some_and(|at| now.saturating_duration_since(at) < LOG_INTERVAL) {
-            self.left_out += 1;
-            return None;
-        }
-        self.logged_at = Some(now);
-        Some(std::mem::take(&mut self.left_out))
-    }
-
-    fn add(&mut self, now: Instant, missing: Vec<(DiffId, Runs)>) {
-        self.latest.retain(|(at, ..)| now.saturating_duration_since(*at) < JUST_NOW);
-        for (layer, runs) in missing {
-            if self.latest.len() == FAILURES_MAX {
-                self.latest.pop_front();
-            }
-            self.latest.push_back((now, layer, runs));
-        }
-    }
-
-    /// The layer of which some of `missing` did not come just now.
-    fn find(&self, now: Instant, missing: &[(Arc<LayerFile>, Runs)]) -> Option<DiffId> {
-        let is_same = |(at, layer, failed): &&(Instant, DiffId, Runs)| {
-            now.saturating_duration_since(*at) < JUST_NOW
-                && missing
-                    .iter()
-                    .any(|(file, runs)| file.layer.diff_id() == *layer && !runs.intersection(failed).is_empty())
-        };
-        self.latest.iter().find(is_same).map(|(_, layer, _)| *layer)
-    }
-}
-
 /// Answers reads.
 #[derive(Debug, Clone)]
 pub struct Reader {
@@ -317,22 +264,28 @@ impl Reader {
             Some((Ok(missing), reply)) => {
                 RECORDED.missed();
                 let now = Instant::now();
-                if let Some(layer) = self.failures.lock().find(now, &missing) {
+                let wanted = missing.iter().map(|(file, runs)| (file.layer.diff_id(), runs));
+                let just_missed = self.failures.lock().just_missed(now, wanted);
+                if let Some(layer) = just_missed {
                     let error = ReadError::JustFailed { layer };
                     tracing::debug!(%error, "a read failed");
                     RECORDED.read_failed(error.reason());
                     return reply.error(error.errno());
                 }
-                let (deadline, failures) = (now + self.deadline, Arc::clone(&self.failures));
+                let deadline = now + self.deadline;
                 let reader = self.clone();
                 self.runtime.spawn(async move {
-                    let wanted = missing.iter().map(|(file, runs)| (file.layer.diff_id(), runs.clone())).collect();
+                    let wanted = missing.iter().map(|(file, runs)| (file.layer.diff_id(), runs.clone()));
+                    let wanted: Vec<_> = wanted.collect();
                     match wait(&plan, missing, deadline).await {
-                        Ok(bytes) => reply.data(&bytes),
+                        Ok(bytes) => {
+                            reply.data(&bytes);
+                            reader.delivered(&wanted);
+                        }
                         Err(error) => {
                             let now = Instant::now();
                             if now >= deadline {
-                                failures.lock().add(now, wanted);
+                                reader.failures.lock().missed(now, wanted);
                             }
                             reader.fail(&plan, error, reply);
                         }
@@ -343,28 +296,42 @@ impl Reader {
         }
     }
 
-    /// Answers with an error, and says in the log what could not be read: the image, the file where one is found, the
-    /// layer, and who was asked with which result. At most one line a second; the next one tells how many were left out.
+    /// Answers with an error. The first one of an image that fails is said in the log: the image, the file where one is
+    /// found, the layer, and who was asked with which result.
     fn fail(&self, plan: &Plan, error: ReadError, reply: ReplyData) {
         RECORDED.read_failed(error.reason());
         reply.error(error.errno());
-        let Some(left_out) = self.failures.lock().should_log(Instant::now()) else { return };
         let place = plan.pieces.iter().find_map(|piece| match piece {
             Piece::Layer { file, offset, .. } => Some((file.layer.diff_id(), *offset)),
             Piece::Hole { .. } | Piece::Image { .. } => None,
         });
+        let (image, layer) = match &error {
+            ReadError::Fetch(FetchError::Failed { image, layer, .. }) => (image.clone(), Some(*layer)),
+            _ => (String::new(), place.map(|(layer, _)| layer)),
+        };
+        let told = layer.map_or(Some(1), |layer| {
+            let subject = if image.is_empty() { layer.to_string() } else { image.clone() };
+            self.failures.lock().failed(Instant::now(), &subject, layer)
+        });
+        let Some(failures) = told else {
+            return tracing::debug!(image, %error, "another read failed with EIO");
+        };
         let locator = Arc::clone(&self.locator);
         // Finding the file reads a tree, which nobody waits for.
         self.runtime.spawn_blocking(move || {
-            let image = match &error {
-                ReadError::Fetch(FetchError::Failed { image, .. }) => image.as_str(),
-                _ => "",
-            };
-            let file = place.and_then(|(layer, offset)| locator.find(image, layer, offset));
+            let file = place.and_then(|(layer, offset)| locator.find(&image, layer, offset));
             let file = file.map_or_else(|| "unknown".to_owned(), |file| file.display().to_string());
             let (layer, offset) = place.map_or_else(Default::default, |(layer, offset)| (layer.to_string(), offset));
-            tracing::warn!(%image, %file, %layer, offset, reason = error.reason().name(), %error, left_out, "a read failed with EIO");
+            tracing::warn!(%image, %file, %layer, offset, reason = error.reason().name(), %error, failures, "a read failed with EIO");
         });
+    }
+
+    /// Says in the log when images can be read again that could not.
+    fn delivered(&self, wanted: &[(DiffId, Runs)]) {
+        let recovered = self.failures.lock().delivered(Instant::now(), wanted.iter().map(|(layer, _)| *layer));
+        for Recovered { subject, failed, lasted } in recovered {
+            tracing::info!(subject, failures = failed, ?lasted, "reads that failed go on");
+        }
     }
 
     /// The bytes of `plan`, waiting for what is missing. Cancel safe: a read that is dropped is withdrawn.

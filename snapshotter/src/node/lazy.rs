@@ -457,7 +457,7 @@ impl Inner {
         let origin = origin.map_err(|error| refusal(metrics::Decision::Unreachable, error.to_string()))?;
         let end = largest.len_bytes.min(2);
         let deadline = Instant::now() + DECISION_TIMEOUT;
-        match origin.read(largest, end.saturating_sub(1)..end, deadline.into()).next().await {
+        match origin.read_part(largest, end.saturating_sub(1)..end, deadline.into()).next().await {
             Some(Ok(_)) => Ok(()),
             Some(Err(error)) => {
                 let label = match error.class() {

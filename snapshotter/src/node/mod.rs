@@ -218,6 +218,7 @@ impl Node {
             notifier: notifier.clone(),
         };
         let mut restored = parts.restore(inherited).await?;
+        serve::remove_leftover_trees(&store)?;
         let ways = Ways::probe(Probe {
             state: config.state.clone(),
             layers_dir,

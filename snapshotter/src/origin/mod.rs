@@ -254,6 +254,23 @@ impl Origin {
     /// The stream yields errors of every class; [`ErrorClass::Local`] with the caller to blame when the range is not
     /// within the layer.
     pub fn read(&self, layer: &LayerDescriptor, range: Range<u64>, deadline: Instant) -> ByteStream {
+        // A source may have a lower limit of its own.
+        self.read_skipping(layer, range, u64::MAX, deadline)
+    }
+
+    /// The same from a source that serves parts: one that answers with the whole layer is refused, however little of it
+    /// would have to be thrown away.
+    pub fn read_part(&self, layer: &LayerDescriptor, range: Range<u64>, deadline: Instant) -> ByteStream {
+        self.read_skipping(layer, range, 0, deadline)
+    }
+
+    fn read_skipping(
+        &self,
+        layer: &LayerDescriptor,
+        range: Range<u64>,
+        max_skip_bytes: u64,
+        deadline: Instant,
+    ) -> ByteStream {
         let len_bytes = layer.len_bytes;
         if range.start > range.end || range.end > len_bytes {
             let error = self.subject().of_layer(layer.layer).error(Failure::OutOfBounds { range, len_bytes });
@@ -262,7 +279,7 @@ impl Origin {
         if range.is_empty() {
             return stream::empty().boxed();
         }
-        let wanted = Wanted { range, len_bytes, max_skip_bytes: 0 };
+        let wanted = Wanted { range, len_bytes, max_skip_bytes };
         let layer = layer.clone();
         match self.clone() {
             Origin::Registry(origin) => stream::once(origin.read(layer, wanted, deadline))

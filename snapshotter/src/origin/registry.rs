@@ -130,7 +130,7 @@ impl RegistryOrigin {
         deadline: Instant,
     ) -> Result<RangeBody, OriginError> {
         let inner = &*self.inner;
-        let wanted = Wanted { max_skip_bytes: inner.max_skip_bytes, ..wanted };
+        let wanted = Wanted { max_skip_bytes: inner.max_skip_bytes.min(wanted.max_skip_bytes), ..wanted };
         let ask = |endpoint: Arc<Endpoint>| {
             let (digest, wanted) = (layer.layer.into(), wanted.clone());
             async move {

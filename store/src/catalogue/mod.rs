@@ -29,6 +29,7 @@ mod places;
 mod presence;
 mod snapshots;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use hermes_image::ids::{ArtifactId, DiffId, Digest};
@@ -220,6 +221,15 @@ impl Catalogue {
             .iterator_cf(self.family(family), IteratorMode::From(prefix, Direction::Forward))
             .map(|item| item.map_err(self.failed("read")))
             .take_while(move |item| item.as_ref().map_or(true, |(key, _)| key.starts_with(prefix)))
+    }
+
+    /// The number of rows of each family.
+    pub(crate) fn rows(&self) -> Result<BTreeMap<&'static str, u64>, StoreError> {
+        let count = |family| {
+            let rows = self.iterate(family, &[]).try_fold(0, |rows, item| item.map(|_| rows + 1));
+            Ok((family, rows?))
+        };
+        FAMILIES.into_iter().map(count).collect()
     }
 
     /// Every layer's record.
