@@ -66,7 +66,8 @@ pub(crate) struct InstallArgs {
     /// Have Kubernetes use Hermes only for runtimes whose `snapshotter` is hermes.
     #[arg(long, overrides_with = "set_default")]
     no_set_default: bool,
-    /// Something that the snapshotter can do, in containerd's words. May be given more than once.
+    /// Something that the snapshotter can do, in containerd's words. May be given more than once; what it can do on this
+    /// kernel when absent.
     #[arg(long = "capability", value_name = "NAME")]
     capabilities: Vec<String>,
     /// Install no systemd unit; something else runs the daemon, through `hermes keeper`.

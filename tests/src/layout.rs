@@ -96,16 +96,52 @@ impl Layout {
     ///
     /// When a file cannot be written or a compressor fails.
     pub fn add(&self, tag: &str, layers: &[NewLayer], config: &Value) -> Result<LayoutImage> {
-        let mut descriptors = Vec::new();
-        let mut diff_ids = Vec::new();
-        for layer in layers {
-            let blob = compress(&layer.tar, &layer.compression)?;
-            let digest = self.put(&blob)?;
-            descriptors.push(json!({
-                "mediaType": layer.compression.media_type(), "digest": digest.to_string(), "size": blob.len()
-            }));
-            diff_ids.push(Digest(sha256(&layer.tar)).to_string());
+        let stored = layers.iter().map(|layer| self.put_layer(layer)).collect::<Result<Vec<_>>>()?;
+        self.add_stored(tag, &stored, config)
+    }
+
+    /// Stores a layer.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written or a compressor fails.
+    pub fn put_layer(&self, layer: &NewLayer) -> Result<LayoutLayer> {
+        let blob = compress(&layer.tar, &layer.compression)?;
+        let digest = self.put(&blob)?;
+        Ok(LayoutLayer {
+            layer_id: LayerId(digest.0),
+            diff_id: DiffId(sha256(&layer.tar)),
+            media_type: layer.compression.media_type().to_owned(),
+            blob_len_bytes: blob.len() as u64,
+            path: self.blob_path(digest),
+        })
+    }
+
+    /// Takes over a layer of another layout, by a hard link where that works.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be made.
+    pub fn share(&self, layer: &LayoutLayer) -> Result<LayoutLayer> {
+        let path = self.blob_path(Digest(layer.layer_id.0));
+        if !path.exists() && fs::hard_link(&layer.path, &path).is_err() {
+            fs::copy(&layer.path, &path).with_context(|| format!("copy {}", layer.path.display()))?;
         }
+        Ok(LayoutLayer { path, ..layer.clone() })
+    }
+
+    /// Adds an image of layers that are stored already, as [`Layout::add`] does.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be written.
+    pub fn add_stored(&self, tag: &str, layers: &[LayoutLayer], config: &Value) -> Result<LayoutImage> {
+        let descriptors = layers.iter().map(|layer| {
+            let digest = Digest(layer.layer_id.0).to_string();
+            json!({"mediaType": layer.media_type, "digest": digest, "size": layer.blob_len_bytes})
+        });
+        let descriptors = descriptors.collect::<Vec<_>>();
+        let diff_ids = layers.iter().map(|layer| Digest(layer.diff_id.0).to_string()).collect::<Vec<_>>();
         let config = json!({
             "created": "1970-01-01T00:00:00Z", "architecture": "amd64", "os": "linux", "config": config,
             "rootfs": {"type": "layers", "diff_ids": diff_ids},

@@ -10,6 +10,7 @@
 //! [`snapshotter`] does with Hermes' snapshots what containerd does. A [`stage`] is a host of [`containerds`] with Hermes
 //! installed and [`runnable`] images, asked through [`cri`] and its [`pods`] as a kubelet asks; [`agree`] compares what
 //! both sides know, and [`soak`] says how long that goes on.
+//! [`lazy_host`] is such a host for [`programs`], whose findings are compared as [`facts`]; [`systemd`] is a real one.
 //! Everything that outlives a function call (mounts, processes, loop devices, folders) is owned by a [`guard`], which
 //! cleans up when a test fails, too.
 
@@ -20,17 +21,20 @@ pub mod compress;
 pub mod containerds;
 pub mod cri;
 pub mod daemon;
+pub mod facts;
 pub mod faulty;
 pub mod fsck;
 pub mod guard;
 pub mod images;
 pub mod kept;
 pub mod layout;
+pub mod lazy_host;
 pub mod network;
 pub mod node;
 pub mod odd;
 pub mod pods;
 pub mod process;
+pub mod programs;
 pub mod runnable;
 pub mod sample;
 pub mod snapshot;

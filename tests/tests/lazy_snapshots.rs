@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +13,7 @@ use hermes_containerd_api::snapshots::Kind;
 use hermes_image::ids::{ChainId, DiffId, Digest, LayerId};
 use hermes_snapshotter::snapshots::{Decision, Images, ImagesError, PlainImages, PulledLayer, RemoteChain};
 use hermes_store::{RemoteLayer, SnapshotUsage};
-use hermes_tests::guard::ScratchDir;
+use hermes_tests::guard::{ScratchDir, mounts_below};
 use hermes_tests::snapshotter::{Labels, LocalService, labels, listing};
 use tonic::Code;
 
@@ -95,6 +96,14 @@ fn none() -> Labels {
     Labels::new()
 }
 
+/// A mapping of ids in the form of containerd's labels.
+fn mapping() -> Labels {
+    labels(&[
+        ("containerd.io/snapshot/uidmapping", "0:100000:65536"),
+        ("containerd.io/snapshot/gidmapping", "0:200000:65536"),
+    ])
+}
+
 /// What containerd sends when it unpacks layer `number`.
 fn lazily(number: u8) -> Labels {
     labels(&[("containerd.io/snapshot.ref", &target(number)), (LAZY, "yes")])
@@ -145,6 +154,53 @@ fn an_image_of_remote_layers_is_one_lower_directory() -> Result<()> {
     assert_eq!(images.calls(), ["removed 2", "removed 1"]);
     client.cleanup()?;
     assert_eq!((client.list(&[])?.len(), service.directories()?.len()), (0, 0));
+    Ok(())
+}
+
+#[test]
+fn ids_above_a_tree_are_mapped_and_go_before_it() -> Result<()> {
+    let dir = ScratchDir::new("trees")?;
+    let service = LocalService::start(Folders::new(&dir, false))?;
+    let client = service.client();
+    let image = pull(&service, "extract", 1, "")?;
+    let mounts = client.prepare("container", &image, mapping())?;
+    let options = mounts[0].options.join(",");
+    assert!(!options.contains("map=") && options.contains("/mapped/0"), "{options}");
+    assert_eq!(client.mounts("container")?, mounts);
+    let mounted = service.mount(&mounts, "container")?;
+    let owner = |path: PathBuf| fs::metadata(path).map(|found| (found.uid(), found.gid()));
+    assert_eq!(owner(mounted.path().join("from-1"))?, (100_000, 200_000));
+    assert_eq!(owner(mounted.path().to_owned())?, (100_000, 200_000));
+    drop(mounted);
+    assert_eq!(mounts_below(&service.root())?.len(), 1);
+    client.remove("container")?;
+    assert_eq!(mounts_below(&service.root())?, Vec::<PathBuf>::new());
+    client.cleanup()?;
+    assert_eq!(service.directories()?, BTreeSet::new());
+    assert!(dir.path().join("tree-1/from-1").exists(), "nothing was deleted through a mount");
+    Ok(())
+}
+
+#[test]
+fn ids_are_not_mapped_above_owners_that_containerd_has_changed() -> Result<()> {
+    let dir = ScratchDir::new("trees")?;
+    let service = LocalService::start(Folders::new(&dir, false))?;
+    let client = service.client();
+    let image = pull(&service, "k8s.io/1/extract", 1, "")?;
+    // What containerd does for a snapshotter that has not said that it maps ids.
+    let changed = format!("k8s.io/3/{image}-100000-200000");
+    client.prepare("k8s.io/2/remap", &image, none())?;
+    client.commit(&changed, "k8s.io/2/remap", none(), "")?;
+    let mounts = client.prepare("container", &changed, mapping())?;
+    let options = mounts[0].options.join(",");
+    assert!(!options.contains("map"), "{options}");
+    // Other owners than those that it was changed to are mapped as ever.
+    let other = labels(&[
+        ("containerd.io/snapshot/uidmapping", "0:300000:65536"),
+        ("containerd.io/snapshot/gidmapping", "0:200000:65536"),
+    ]);
+    assert!(client.prepare("other", &changed, other)?[0].options.join(",").contains("/mapped/1"));
+    client.remove("other")?;
     Ok(())
 }
 

@@ -61,7 +61,7 @@ pub struct Settings {
     pub socket: PathBuf,
     /// Whether CRI takes Hermes for every image; else only runtimes that name it do.
     pub cri_default: bool,
-    /// What the snapshotter can do beyond the basics, in containerd's words.
+    /// What the snapshotter can do beyond the basics, in containerd's words; what it can do here when empty.
     pub capabilities: Vec<String>,
     /// Whether systemd runs the daemon; else somebody else does.
     pub systemd: bool,
@@ -106,7 +106,11 @@ impl Settings {
         Wanted {
             socket: self.socket.display().to_string(),
             root: self.state.display().to_string(),
-            capabilities: self.capabilities.clone(),
+            // 1.6 does not know them.
+            capabilities: match self.capabilities.as_slice() {
+                [] if version.has_exports() => crate::snapshots::capabilities().map(str::to_owned).collect(),
+                given => given.to_vec(),
+            },
             cri_default: self.cri_default,
             new_file: version.dialect(),
             transfer: version.has_exports(),

@@ -2,8 +2,8 @@
 //!
 //! A container's root is an overlay mount above a tree. The kernel does not count that as use of the tree's own mount
 //! point: unmounting the tree works, and the container keeps reading through the overlay, but the daemon must go on
-//! serving it. So use is looked for where it shows: overlays whose `lowerdir` lies below a folder, in the mount table of
-//! the host, where containerd makes them.
+//! serving it. So use is looked for where it shows: overlays whose `lowerdir` lies below a folder, or is a clone of a tree
+//! there, in the mount table of the host, where containerd makes them.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -43,17 +43,42 @@ pub fn overlay_users(folder: &Path) -> io::Result<Vec<TreeUse>> {
 /// From one table, in the form of proc_pid_mountinfo(5).
 fn overlays_over(table: &str, folder: &Path) -> Vec<TreeUse> {
     let mut found = Vec::new();
-    for line in table.lines() {
-        // "36 35 98:0 / /mount/point rw,noatime shared:1 - overlay source options"
-        let Some((mount, source)) = line.split_once(" - ") else { continue };
-        let mut source = source.split(' ');
-        let (kind, options) = (source.next(), source.nth(1));
-        let (Some("overlay"), Some(options), Some(point)) = (kind, options, mount.split(' ').nth(4)) else { continue };
-        for lower in lower_folders(options).into_iter().filter(|lower| lower.starts_with(folder)) {
-            found.push(TreeUse { tree: lower, user: super::unescape(point).display().to_string() });
+    let clones = clones_of(table, folder);
+    for mount in table.lines().filter_map(Mount::parse).filter(|mount| mount.kind == "overlay") {
+        let lower = lower_folders(mount.options).into_iter();
+        for tree in lower.filter(|lower| lower.starts_with(folder) || clones.contains(lower)) {
+            found.push(TreeUse { tree, user: mount.point.display().to_string() });
         }
     }
     found
+}
+
+/// Where the trees at or below `folder` are mounted once more, with mapped ids for containers in user namespaces.
+fn clones_of(table: &str, folder: &Path) -> BTreeSet<PathBuf> {
+    let trees = |mount: &Mount<'_>| mount.kind == "erofs" || mount.kind.starts_with("fuse");
+    let mounts: Vec<Mount<'_>> = table.lines().filter_map(Mount::parse).filter(trees).collect();
+    let (own, others): (Vec<_>, Vec<_>) = mounts.into_iter().partition(|mount| mount.point.starts_with(folder));
+    let devices: BTreeSet<&str> = own.iter().map(|mount| mount.device).collect();
+    others.into_iter().filter(|mount| devices.contains(mount.device)).map(|mount| mount.point).collect()
+}
+
+/// A line of the table.
+struct Mount<'a> {
+    /// Major and minor number.
+    device: &'a str,
+    point: PathBuf,
+    kind: &'a str,
+    options: &'a str,
+}
+
+impl<'a> Mount<'a> {
+    /// "36 35 98:0 / /mount/point rw,noatime shared:1 - overlay source options"
+    fn parse(line: &'a str) -> Option<Self> {
+        let (mount, source) = line.split_once(" - ")?;
+        let (mut mount, mut source) = (mount.split(' '), source.split(' '));
+        let (device, point) = (mount.nth(2)?, mount.nth(1)?);
+        Some(Self { device, point: super::unescape(point), kind: source.next()?, options: source.nth(1)? })
+    }
 }
 
 /// The folders of `lowerdir=a:b` and `lowerdir+=a` (6.8 and later show each layer by itself). A colon or comma that
@@ -108,5 +133,21 @@ mod tests {
         ];
         let expected = expected.map(|(tree, user)| TreeUse { tree: PathBuf::from(tree), user: user.to_owned() });
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn overlays_over_mapped_trees_are_found() {
+        let table = "\
+36 35 98:0 / / rw,noatime - ext4 /dev/root rw
+37 36 0:50 / /s/trees/1 ro - erofs none ro
+38 36 0:51 / /s/trees/2 ro - erofs none ro
+39 36 0:50 / /s/snapshots/7/mapped/0 ro,idmapped - erofs none ro
+40 36 98:0 /s/snapshots/5/fs /s/snapshots/7/mapped/1 ro,idmapped - ext4 /dev/root rw
+41 36 0:60 / /run/a/rootfs rw - overlay overlay rw,lowerdir=/s/snapshots/7/mapped/0:/s/snapshots/7/mapped/1
+";
+        let uses = |folder: &str| overlays_over(table, Path::new(folder));
+        let expected = TreeUse { tree: "/s/snapshots/7/mapped/0".into(), user: "/run/a/rootfs".to_owned() };
+        assert_eq!((uses("/s/trees/1"), uses("/s/trees/2")), (vec![expected], Vec::new()));
+        assert_eq!(uses("/s").len(), 2, "once for each layer");
     }
 }

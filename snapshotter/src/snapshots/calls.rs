@@ -19,8 +19,9 @@ use tokio_util::task::TaskTracker;
 use super::directories::{Directories, disk_usage};
 use super::error::{CallError, ServiceError};
 use super::filter::Filters;
-use super::id_map::root_of;
+use super::id_map::IdMap;
 use super::images::{Decision, Images, PulledLayer, RemoteChain, TARGET_LABEL};
+use super::mapped;
 use super::overlay::{Features, GROUP_MAPPING, Stack, USER_MAPPING, can_be_option};
 use super::trees::Trees;
 
@@ -141,9 +142,9 @@ impl Snapshotter {
     pub(super) async fn create(self: Arc<Self>, create: Create) -> Result<Vec<Mount>, CallError> {
         check_name(&create.key)?;
         check_labels(&create.labels)?;
-        let mapped_root = self.mapped_root(&create.labels)?;
         let (key, parent) = (create.key.clone(), create.parent.clone());
         let chain = self.blocking(move |this| this.parents_of_new(&key, parent)).await?;
+        let mapped_root = self.mapping(&create.labels, &chain)?.map(|(users, groups)| (users.root(), groups.root()));
         if create.kind == SnapshotKind::Active
             && let Some(target) = create.labels.get(TARGET_LABEL).filter(|target| !target.is_empty())
         {
@@ -162,7 +163,7 @@ impl Snapshotter {
         let mounts = self
             .blocking(move |this| {
                 let record = this.make(create, id, mapped_root, lower.first())?;
-                Ok(this.mounts(&record, lower))
+                this.mounts(&record, &chain, lower).inspect_err(|_| this.unmake(&record))
             })
             .await;
         if mounts.is_err() {
@@ -282,40 +283,76 @@ impl Snapshotter {
         self.directories.make(id, kind == SnapshotKind::Active, owner, insert)
     }
 
-    fn mounts(&self, record: &SnapshotRecord, lower: Vec<PathBuf>) -> Vec<Mount> {
+    /// Takes back what [`Self::make`] has made, when it cannot be mounted.
+    fn unmake(&self, record: &SnapshotRecord) {
+        match self.store.snapshots().remove(&record.name) {
+            Ok(_) => self.directories.retire(record.id),
+            Err(error) => tracing::warn!(name = record.name, %error, "a snapshot that cannot be mounted stays"),
+        }
+    }
+
+    fn mounts(
+        &self,
+        record: &SnapshotRecord,
+        below: &[SnapshotRecord],
+        mut lower: Vec<PathBuf>,
+    ) -> Result<Vec<Mount>, CallError> {
         let option = |(label, option): (&str, &str)| record.labels.get(label).map(|map| format!("{option}={map}"));
+        let mut mapping = Vec::new();
+        if let Some((users, groups)) = self.mapping(&record.labels, below)? {
+            if below.iter().any(|layer| layer.remote.is_some()) {
+                let dir = self.directories.mapped(record.id);
+                let shown = mapped::show(&dir, &lower, &users, &groups);
+                lower = shown.map_err(ServiceError::io("map the ids of the layers below", &dir))?;
+            } else {
+                mapping.extend([USER_MAPPING, GROUP_MAPPING].into_iter().filter_map(option));
+            }
+        }
         let stack = Stack {
             kind: record.kind,
             upper: self.directories.layer(record.id),
             work: self.directories.work(record.id),
             lower,
-            mapping: [USER_MAPPING, GROUP_MAPPING].into_iter().filter_map(option).collect(),
+            mapping,
         };
-        stack.mounts(self.features)
+        Ok(stack.mounts(self.features))
     }
 
-    /// The ids that root in a container has outside, when its ids are mapped.
-    fn mapped_root(&self, labels: &BTreeMap<String, String>) -> Result<Option<(u32, u32)>, CallError> {
-        match (labels.get(USER_MAPPING.0), labels.get(GROUP_MAPPING.0)) {
-            (None, None) => Ok(None),
-            (Some(_), Some(_)) if !self.features.id_mapped => Err(CallError::NoIdMappedLayers),
-            (Some(users), Some(groups)) => Ok(Some((root_of(users)?, root_of(groups)?))),
-            _ => Err(CallError::Invalid("users are mapped and groups are not, or the reverse; give both".to_owned())),
+    /// How users and groups in a container are to be mapped above `below`; `None` when they are not, or when containerd
+    /// has done it itself.
+    fn mapping(
+        &self,
+        labels: &BTreeMap<String, String>,
+        below: &[SnapshotRecord],
+    ) -> Result<Option<(IdMap, IdMap)>, CallError> {
+        let (users, groups) = match (labels.get(USER_MAPPING.0), labels.get(GROUP_MAPPING.0)) {
+            (None, None) => return Ok(None),
+            (Some(users), Some(groups)) => (IdMap::parse(users)?, IdMap::parse(groups)?),
+            _ => {
+                let message = "users are mapped and groups are not, or the reverse; give both";
+                return Err(CallError::Invalid(message.to_owned()));
+            }
+        };
+        if has_other_owners(below, &users, &groups) {
+            return Ok(None);
         }
+        if self.features.id_mapped { Ok(Some((users, groups))) } else { Err(CallError::NoIdMappedLayers) }
     }
 
     /// The mounts of a snapshot that is there.
     pub(super) async fn mounts_of(self: Arc<Self>, key: String) -> Result<Vec<Mount>, CallError> {
         let name = key.clone();
         let chain = self.blocking(move |this| Ok::<_, CallError>(this.store.snapshots().chain(&name)?)).await?;
-        let Some((record, below)) = chain.split_first() else {
+        let mut chain = chain.into_iter();
+        let Some(record) = chain.next() else {
             return Err(SnapshotError::NotFound { name: key }.into());
         };
         if record.kind == SnapshotKind::Committed {
             return Err(SnapshotError::NotActive { name: key }.into());
         }
-        let remote = RemoteChain::topmost(below);
-        let lower = self.lower(below, remote.as_ref(), record.id).await;
+        let below: Vec<SnapshotRecord> = chain.collect();
+        let remote = RemoteChain::topmost(&below);
+        let lower = self.lower(&below, remote.as_ref(), record.id).await;
         if remote.is_some() {
             // Removed meanwhile, it has told the tree so before this call needed it again.
             let found = self.blocking(move |this| Ok::<_, CallError>(this.store.snapshots().get(&key)?)).await?;
@@ -324,7 +361,8 @@ impl Snapshotter {
                 return Err(SnapshotError::NotFound { name: record.name.clone() }.into());
             }
         }
-        Ok(self.mounts(record, lower?))
+        let lower = lower?;
+        self.blocking(move |this| this.mounts(&record, &below, lower)).await
     }
 
     /// Makes an active snapshot a committed one.
@@ -461,6 +499,19 @@ impl Snapshotter {
             }
         });
     }
+}
+
+/// Whether containerd has made the nearest layer itself to change the owners of everything below, which it does where it
+/// does not know of the capability `remap-ids`. It names such a layer after the one below and the ids of root
+/// (`resolveSnapshotOptions` in its client).
+fn has_other_owners(below: &[SnapshotRecord], users: &IdMap, groups: &IdMap) -> bool {
+    let [changed, original, ..] = below else { return false };
+    // containerd calls a snapshot NAMESPACE/NUMBER/KEY here; one that is shown lazily may have another name than it knows.
+    fn key(name: &str) -> &str {
+        name.splitn(3, '/').nth(2).unwrap_or(name)
+    }
+    let original = original.labels.get(TARGET_LABEL).filter(|_| original.remote.is_some()).unwrap_or(&original.name);
+    key(&changed.name) == format!("{}-{}-{}", key(original), users.root(), groups.root())
 }
 
 fn check_name(name: &str) -> Result<(), CallError> {

@@ -1,5 +1,5 @@
 //! The snapshots' directories: `<root>/<number>/fs` holds a layer, `<root>/<number>/work` is the overlay's scratch
-//! space of an active one.
+//! space of an active one, `<root>/<number>/mapped` has mounts of what is below it with mapped ids, where they are needed.
 //!
 //! A directory is made as `new-<number>`, renamed when it is whole and durable, and only then gets its record; when the
 //! record is gone it is renamed to `removed-<number>` and deleted later. Whatever a crash leaves is thus a directory
@@ -17,6 +17,7 @@ use parking_lot::RwLock;
 use rustix::mount::UnmountFlags;
 
 use super::error::ServiceError;
+use super::mapped;
 use super::overlay::can_be_option;
 
 /// Unit of `st_blocks` (stat(2)).
@@ -111,8 +112,15 @@ impl Directories {
         sync_dir(&self.root)
     }
 
+    /// Where the layers below are mounted for it with mapped ids.
+    pub(super) fn mapped(&self, id: u64) -> PathBuf {
+        self.dir(id).join("mapped")
+    }
+
     /// Takes a snapshot's directory out of the way, once its record is gone.
     pub(super) fn retire(&self, id: u64) {
+        // Before the tree that they show goes.
+        mapped::hide(&self.mapped(id));
         match fs::rename(self.dir(id), self.root.join(format!("{REMOVED}{id}"))) {
             // A remote layer has none.
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -13,9 +13,10 @@
 //! sync what it unpacks (`image_pull_with_sync_fs`). A crash leaves at most directories without a record, which the next
 //! start removes. Calls go on to their end when containerd stops waiting.
 //!
-//! User namespaces: where containerd maps ids (capability `remap-ids`), the mounts carry `uidmap` and `gidmap`, and a
-//! kernel from 5.19 does the mapping. On older kernels such a snapshot is refused; files are never copied to change
-//! their owners.
+//! User namespaces: where containerd leaves the mapping of ids to its snapshotter (capability `remap-ids`), a kernel from
+//! 5.19 does it, and files are never copied to change their owners. Above a tree the layers are mapped here (`mapped`), else
+//! the mounts carry `uidmap` and `gidmap` for containerd. On older kernels such a snapshot is refused. Without the
+//! capability containerd changes all owners in a layer of its own, and nothing is mapped above that.
 
 mod calls;
 mod directories;
@@ -24,6 +25,7 @@ mod filter;
 mod grpc;
 mod id_map;
 pub mod images;
+mod mapped;
 mod overlay;
 mod socket;
 mod trees;
@@ -46,6 +48,12 @@ pub use socket::{DEFAULT_SOCKET, Listener};
 const CALLS_MAX: usize = 256;
 /// How long calls under way may take when the service ends.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the service can do on this kernel beyond the basics, in containerd's words: `remap-ids` where layers can be shown
+/// with mapped ids, for containers in user namespaces.
+pub fn capabilities() -> impl Iterator<Item = &'static str> {
+    overlay::Features::probe().id_mapped.then_some("remap-ids").into_iter()
+}
 
 /// The snapshots service.
 #[derive(Debug)]

@@ -3,8 +3,10 @@
 //! Every line is a ratio of two things measured in one run, because these figures are read on shared and noisy
 //! machines. Nothing is asserted: tests do not measure time.
 
+mod cgroup;
 mod files;
 mod index;
+mod memory_cgroup;
 mod read;
 mod report;
 mod stage;
@@ -21,6 +23,8 @@ pub(crate) enum BenchCommand {
     Read(read::ReadArgs),
     /// Reading present files in each way a tree can be shown, against ext4 on the same disk.
     Fs(files::FilesArgs),
+    /// What a container's control group is charged for reading a lazily shown file, against overlayfs on ext4.
+    Cgroup(cgroup::CgroupArgs),
 }
 
 /// Runs a benchmark.
@@ -29,5 +33,6 @@ pub(crate) async fn run(command: BenchCommand) -> anyhow::Result<()> {
         BenchCommand::Index(args) => index::run(args).await,
         BenchCommand::Read(args) => read::run(args).await,
         BenchCommand::Fs(args) => files::run(args).await,
+        BenchCommand::Cgroup(args) => cgroup::run(args).await,
     }
 }
