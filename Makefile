@@ -41,7 +41,7 @@ fuzz: ## Fuzz every decoder for MINUTES each (default 10)
 
 soak: ## The long tests: the daemon killed and upgraded under load for SECONDS (default 300) in each way; hundreds of pods; outages
 	@$(call run,test,HERMES_SOAK_SECONDS=$(SECONDS) unshare --mount --propagation private cargo test --locked \
-		--test keeper_load --test rounds --test many --test outage -- --nocapture --test-threads 1)
+		--test keeper_load --test rounds --test many --test outage --test prepare -- --nocapture --test-threads 1)
 
 clean-cache: ## Remove everything that was built or downloaded
 	rm -rf --one-file-system "$(HERMES_CACHE)"

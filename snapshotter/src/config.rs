@@ -15,6 +15,9 @@ use crate::mounts::erofs::Backing;
 use crate::origin::{HOSTS_DIR, OriginConfig, TlsSettings};
 use crate::status::Way;
 
+/// Default of [`NodeConfig::unused_images_max`]: the versions of some dozen services, whose indexes take some hundred
+/// megabytes.
+pub const UNUSED_IMAGES_MAX: usize = 100;
 /// Default of [`NodeConfig::index_on_first_pull_min_bytes`]: below it, containerd has the image within seconds anyway, and
 /// no later node gains much by being lazy.
 pub const FIRST_PULL_MIN_BYTES: u64 = 64_000_000;
@@ -53,6 +56,8 @@ pub struct NodeConfig {
     pub index_on_first_pull: bool,
     /// The smallest image whose pull is taken, in compressed bytes of its layers.
     pub index_on_first_pull_min_bytes: u64,
+    /// Images that nothing needs any more of which index and layers are kept, as far as the budget lets them.
+    pub unused_images_max: usize,
     /// Most bytes that the store may hold; no limit when absent.
     pub store_budget_bytes: Option<u64>,
     /// How long a read waits for a source, in milliseconds, before it fails with EIO.
@@ -150,6 +155,7 @@ impl Default for NodeConfig {
             signing_key: None,
             index_on_first_pull: true,
             index_on_first_pull_min_bytes: FIRST_PULL_MIN_BYTES,
+            unused_images_max: UNUSED_IMAGES_MAX,
             store_budget_bytes: None,
             // Design, section 5.
             read_deadline_ms: 60_000,

@@ -34,6 +34,11 @@ impl NodeContent {
         self.statements.write().insert(manifest, signed.into());
     }
 
+    /// Gives nobody the statement about `manifest` any more, unless it stands in the node's own folder.
+    pub fn remove_statement(&self, manifest: Digest) {
+        self.statements.write().remove(&manifest);
+    }
+
     fn layer(&self, layer: DiffId, table: ArtifactId) -> Option<Arc<hermes_store::Layer>> {
         let layer = self.store.open_layer(layer)?;
         // Chunk numbers mean something only under the same table.

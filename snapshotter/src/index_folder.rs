@@ -147,6 +147,22 @@ impl IndexFolder {
         write_whole(&self.statement_path(manifest), signed)
     }
 
+    /// Removes what it says about `manifest`; artifacts stay.
+    ///
+    /// # Errors
+    /// When it is there and cannot be removed.
+    pub fn remove(&self, manifest: Digest) -> Result<(), IndexFolderError> {
+        for path in [self.statement_path(manifest), self.reference_path(manifest)] {
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(IndexFolderError::Io { action: "remove", path, source });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Writes an artifact, in its wire form. Returns the length of that form in bytes.
     ///
     /// # Errors

@@ -58,7 +58,8 @@ impl ImageRecord {
         }
     }
 
-    fn artifacts(&self) -> impl Iterator<Item = ArtifactId> + '_ {
+    /// The artifacts of its layers' indexes, and its tree.
+    pub fn artifacts(&self) -> impl Iterator<Item = ArtifactId> + '_ {
         let of_layers = self.layers.iter().flat_map(|layer| [layer.toc, layer.chunks, layer.seek, layer.windows]);
         of_layers.chain(self.tree)
     }

@@ -2,13 +2,16 @@
 //! is away.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
+use hermes_store::{Store, StoreConfig};
 use hermes_tests::compress::Compression;
 use hermes_tests::daemon::Daemon;
 use hermes_tests::faulty::{Fault, FaultyRegistry};
-use hermes_tests::guard::ScratchDir;
+use hermes_tests::guard::{ScratchDir, wait_for};
 use hermes_tests::layout::NewLayer;
+use hermes_tests::node::Index;
 use hermes_tests::sample::{Sample, SampleIndex, TAG};
 use hermes_tests::tarball::{Entry, Tarball};
 use serde_json::json;
@@ -166,5 +169,50 @@ fn a_tag_that_has_moved_is_never_what_it_was_before() -> Result<()> {
     rig.sample.check(&old)?;
     drop(registry);
     ensure!(mount("away")? == "the tag has moved");
+    Ok(())
+}
+
+/// An image that nothing needs is known until others were used after it: then it goes with all that only it had.
+#[test]
+fn images_that_nothing_needs_are_forgotten_but_for_the_last() -> Result<()> {
+    let rig = Rig::new()?;
+    let tar = Tarball::of([Entry::file("one", "of the last image")]);
+    rig.sample.layout.add("last", &[NewLayer { tar, compression: Compression::Plain }], &json!({}))?;
+    let registry = rig.registry()?;
+    let (old, last) = (registry.image(TAG), registry.image("last"));
+    let index = Index::build(hermes(), &last, &rig.scratch.path().join("index-of-last"))?;
+    let index = SampleIndex { folder: index.folder, key: index.key };
+    let use_image = |image: &str, index: &SampleIndex| -> Result<()> {
+        let dir = rig.scratch.path().join("image");
+        rig.daemon.mount(image, &dir, index, &[])?;
+        rig.command("complete", &dir)?;
+        rig.command("unmount", &dir)
+    };
+    use_image(&old, &rig.index)?;
+    // Uses are told apart by seconds.
+    let second = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let before = second();
+    wait_for("the next second", Duration::from_secs(10), || (second() > before).then_some(()))?;
+    use_image(&last, &index)?;
+    drop(registry);
+    let Rig { daemon, sample, index: of_old, scratch } = rig;
+    daemon.stop()?;
+    let daemon = Daemon::start(hermes(), &scratch.path().join("state"), &["--keep-images", "1"])?;
+    wait_for("the end of the old image", Duration::from_secs(30), || daemon.log().contains("forgotten").then_some(()))?;
+    let dir = scratch.path().join("image");
+    let error = daemon.mount(&old, &dir, &of_old, &[]).expect_err("nobody knows it any more").to_string();
+    ensure!(error.contains("no connection"), "{error}");
+    daemon.mount(&last, &dir, &index, &[])?;
+    ensure!(std::fs::read(dir.join("one"))? == b"of the last image");
+    daemon.stop()?;
+    let store = Store::open(StoreConfig::new(scratch.path().join("state/store")))?;
+    let images = store.images()?;
+    ensure!(images.len() == 1 && images[0].reference == last, "{images:?}");
+    for layer in &sample.image.layers {
+        ensure!(store.open_layer(layer.diff_id).is_none(), "layer {} is left", layer.diff_id);
+    }
+    // Of the layer and of the probe's, and the tree.
+    let artifacts = std::fs::read_dir(scratch.path().join("state/store/artifacts"))?.count();
+    ensure!(artifacts <= 4 + 1 + 1, "{artifacts} artifacts are left");
     Ok(())
 }

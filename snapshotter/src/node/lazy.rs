@@ -428,6 +428,7 @@ impl Images for LazyImages {
     fn removed<'a>(&'a self, layer: &'a RemoteLayer) -> BoxFuture<'a, ()> {
         // Its chunks stay until their room is needed: the next image may have the same.
         tracing::debug!(layer = %layer.layer, "containerd has removed a layer");
+        self.node.forget_due.notify_one();
         Box::pin(async {})
     }
 }

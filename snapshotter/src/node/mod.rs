@@ -13,6 +13,7 @@ mod complete;
 mod drain;
 mod error;
 mod first_pull;
+mod forget;
 pub mod keys;
 mod lazy;
 mod mount;
@@ -134,6 +135,8 @@ struct Inner {
     mounting: tokio::sync::Mutex<()>,
     images: tokio::sync::Mutex<Vec<MountedImage>>,
     unused: tokio::sync::Notify,
+    /// Something was removed, and images may be forgotten.
+    forget_due: Arc<tokio::sync::Notify>,
     /// What was decided about images that containerd pulls, the latest last.
     pulls: Mutex<VecDeque<PullStatus>>,
     /// The pulls that this node takes itself.
@@ -253,6 +256,7 @@ impl Node {
             mounting: tokio::sync::Mutex::default(),
             images: tokio::sync::Mutex::new(restored.images),
             unused: tokio::sync::Notify::new(),
+            forget_due: Arc::default(),
             pulls: Mutex::default(),
             starts,
             started_at_seconds,
@@ -381,6 +385,7 @@ impl Inner {
         for image in self.images.lock().await.iter() {
             self.announce(&image.layers);
         }
+        tokio::spawn(forget::run(Arc::downgrade(self), Arc::clone(&self.forget_due)));
         let inner = Arc::clone(self);
         tokio::spawn(async move {
             for peer in peers {

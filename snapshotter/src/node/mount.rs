@@ -515,6 +515,7 @@ impl Inner {
         drop(image);
         let _mounting = self.mounting.lock().await;
         self.close_layers(number, &layers).await;
+        self.forget_due.notify_one();
         tracing::info!(dir = %dir.display(), "unmounted");
         Ok(())
     }

@@ -1,5 +1,8 @@
 //! The demo's image, as an OCI layout on this machine.
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -13,9 +16,11 @@ use hermes_snapshotter::control::FailureClass;
 use crate::commands::ImageArgs;
 use crate::output::{self, failure};
 
-/// What makes the image when none is given: the same script and recipe as `tools/images spark` in the source tree.
-const RECIPE: [(&str, &str); 4] = [
+/// What makes the image when none is given: the same scripts and recipe as `tools/images spark` in the source tree.
+const RECIPE: [(&str, &str); 5] = [
     ("images", include_str!("../../../tools/images")),
+    // Which installs what the script needs.
+    ("setup", include_str!("../../../tools/setup")),
     ("recipes/spark/config.json", include_str!("../../../tools/recipes/spark/config.json")),
     ("recipes/spark/entrypoint.sh", include_str!("../../../tools/recipes/spark/entrypoint.sh")),
     ("recipes/spark/requirements.txt", include_str!("../../../tools/recipes/spark/requirements.txt")),
@@ -44,8 +49,7 @@ fn make(work: &Path, talk: bool) -> anyhow::Result<DemoLayout> {
     let tools = work.join("tools");
     for (name, text) in RECIPE {
         let path = tools.join(name);
-        std::fs::create_dir_all(path.parent().unwrap_or(&tools))?;
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        write_script(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let output = Command::new("bash")
         .arg(tools.join("images"))
@@ -67,6 +71,15 @@ fn make(work: &Path, talk: bool) -> anyhow::Result<DemoLayout> {
         name: "Apache Spark master (Debian, OpenJDK 17, Python, Spark 4)".to_owned(),
         path: PathBuf::from(path),
     })
+}
+
+/// Writes a file that can be run: the scripts start each other, and themselves in other namespaces.
+fn write_script(path: &Path, text: &str) -> std::io::Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o755).open(path)?;
+    file.write_all(text.as_bytes())
 }
 
 /// Copies an image, so that it can be served behind the emulated link.
@@ -113,4 +126,33 @@ fn manifest_type(manifest: &[u8]) -> String {
     let parsed: Option<serde_json::Value> = serde_json::from_slice(manifest).ok();
     let named = parsed.as_ref().and_then(|manifest| manifest.get("mediaType")?.as_str());
     named.unwrap_or(media_type::OCI_MANIFEST).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    /// What is there already is not made again, so a file that is missing here is missed on fresh machines only.
+    #[test]
+    fn the_recipe_has_every_file_that_its_script_names() {
+        let script = RECIPE[0].1;
+        let named = script.split("$here/").skip(1).map(|rest| {
+            let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && !"-_./".contains(c)).unwrap_or(rest.len());
+            rest[..end].trim_end_matches('/')
+        });
+        let of_other_images = |name: &str| name.starts_with("recipes/web/") || name.starts_with("recipes/python/");
+        let named = named.filter(|name| !of_other_images(name)).collect::<Vec<_>>();
+        assert!(named.contains(&"setup"), "{named:?}");
+        for name in named {
+            let is_folder = RECIPE.iter().any(|(known, _)| known.starts_with(&format!("{name}/")));
+            assert!(is_folder || RECIPE.iter().any(|(known, _)| *known == name), "{name} is missing");
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("tools/one");
+        write_script(&path, "#!/usr/bin/env bash\n").expect("written");
+        let mode = std::fs::metadata(path).expect("there").permissions().mode();
+        assert_eq!(mode & 0o100, 0o100, "{mode:o}");
+    }
 }

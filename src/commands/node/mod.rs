@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Subcommand};
-use hermes_snapshotter::config::{FIRST_PULL_MIN_BYTES, NodeConfig, RegistrySettings};
+use hermes_snapshotter::config::{FIRST_PULL_MIN_BYTES, NodeConfig, RegistrySettings, UNUSED_IMAGES_MAX};
 use hermes_snapshotter::control::{self, Request};
 use hermes_snapshotter::mounts::erofs::Backing;
 use hermes_snapshotter::node::{Node, NodeError, Supervision};
@@ -67,6 +67,10 @@ pub(crate) struct NodeArgs {
     /// Most bytes that the store may hold.
     #[arg(long, value_name = "BYTES")]
     budget: Option<u64>,
+    /// Of how many images that nothing needs any more index and layers are kept, as far as the budget lets them. Those
+    /// that were used last stay.
+    #[arg(long, value_name = "COUNT", default_value_t = UNUSED_IMAGES_MAX)]
+    keep_images: usize,
     /// How long a read waits for a source before it fails, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 60_000)]
     read_deadline_ms: u64,
@@ -228,6 +232,7 @@ async fn serve(args: NodeArgs) -> anyhow::Result<()> {
         trusted_keys: args.trusted_keys,
         signing_key: args.signing_key.map(std::path::absolute).transpose()?,
         index_on_first_pull: args.index_on_first_pull,
+        unused_images_max: args.keep_images,
         index_on_first_pull_min_bytes: args.index_on_first_pull_min_size,
         store_budget_bytes: args.budget,
         read_deadline_ms: args.read_deadline_ms,

@@ -151,6 +151,11 @@ impl FirstPulls {
         self.running.lock().get(&manifest).cloned()
     }
 
+    /// The images under way.
+    pub(super) fn manifests(&self) -> Vec<Digest> {
+        self.running.lock().keys().copied().collect()
+    }
+
     /// Those under way, for people.
     pub(super) fn status(&self) -> Vec<FirstPullStatus> {
         let running = self.running.lock();
