@@ -33,8 +33,8 @@ test: ## Everything that CI runs: the checks, then all tests
 check: ## Formatting, lints and dependency rules; warnings are errors
 	@$(call run,build,tools/check)
 
-bench: ## Index, read and file system benchmarks; prints tables
-	@$(call run,bench,for each in index read fs; do cargo run --locked --release --bin hermes -- bench $$each $(ARGS); done)
+bench: ## Index, read, file system and memory benchmarks; prints tables
+	@$(call run,bench,for each in index read fs cgroup; do cargo run --locked --release --bin hermes -- bench $$each $(ARGS); done)
 
 fuzz: ## Fuzz every decoder for MINUTES each (default 10)
 	@$(call run,build,tools/fuzz $(MINUTES))

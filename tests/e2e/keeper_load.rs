@@ -25,7 +25,7 @@ use rustix::process::Signal;
 /// Time from one kill to the next.
 const KILL_INTERVAL: Duration = Duration::from_secs(2);
 /// How long it goes on unless the environment says otherwise.
-const SHORT: Duration = Duration::from_secs(16);
+const SHORT: Duration = Duration::from_secs(8);
 /// Upgrades unless the environment says otherwise, and when it does.
 const UPGRADES: (u32, u32) = (5, 20);
 /// The files whose chunks are here, and those that the store has no room for: they are fetched for every read.

@@ -64,6 +64,25 @@ fn runs_without_being_downloaded(line: &str) -> Result<()> {
     daemon.stop().map(drop)
 }
 
+/// A client that is no kubelet pulls through containerd's transfer service, which unpacks as its configuration says.
+#[test]
+fn a_pull_through_the_transfer_service_is_lazy_too() -> Result<()> {
+    let stage = Stage::new(hermes(), "2")?;
+    let daemon = stage.daemon(&[])?;
+    let containerd = stage.host.start()?;
+    let (image, before) = (stage.registry.image("v1"), stage.registry.counters());
+    containerd.ctr_says(&["images", "pull", "--plain-http", "--snapshotter", "hermes", &image])?;
+    let decided = last_pull(daemon.status()?).with_context(|| daemon.log())?;
+    ensure!(decided.decision == "lazy", "{decided:?}");
+    let (pulled, layers) = (stage.registry.counters().blob_bytes - before.blob_bytes, stage.layer_bytes("v1")?);
+    ensure!(pulled < layers / 10, "{pulled} of {layers} bytes were read to pull it");
+    let sum = containerd.once(&image, &format!("cat /etc/a; cksum < /{}", LARGE.0))?;
+    ensure!(sum == format!("a2{}", large_sum()?), "the container read '{sum}'");
+    containerd.remove_all_images()?;
+    drop(containerd);
+    daemon.stop().map(drop)
+}
+
 #[test]
 fn a_container_reads_on_over_the_death_of_the_daemon() -> Result<()> {
     let stage = Stage::new(hermes(), "1.7")?;
