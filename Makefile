@@ -34,7 +34,9 @@ check: ## Formatting, lints and dependency rules; warnings are errors
 	@$(call run,build,tools/check)
 
 bench: ## Index, read, file system and memory benchmarks; prints tables
-	@$(call run,bench,for each in index read fs cgroup; do cargo run --locked --release --bin hermes -- bench $$each $(ARGS); done)
+	@$(call run,bench,image=$(or $(IMAGE),oci:$$(tools/images spark | tail -n 1)) && \
+		for each in "index $$image" "read $$image" fs cgroup; do \
+			cargo run --locked --release --bin hermes -- bench $$each $(ARGS); done)
 
 fuzz: ## Fuzz every decoder for MINUTES each (default 10)
 	@$(call run,build,tools/fuzz $(MINUTES))
