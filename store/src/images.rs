@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use hermes_image::ids::{ArtifactId, DiffId, Digest, LayerId};
+use hermes_image::statement::LayerStatement;
 use serde::{Deserialize, Serialize};
 
 use crate::error::StoreError;
@@ -45,6 +46,13 @@ pub struct ImageLayer {
     pub seek: ArtifactId,
     /// The windows of the seek table.
     pub windows: ArtifactId,
+}
+
+impl From<&LayerStatement> for ImageLayer {
+    fn from(layer: &LayerStatement) -> Self {
+        let LayerStatement { layer, diff_id, toc, chunks, seek, windows, .. } = *layer;
+        Self { layer, diff_id, toc, chunks, seek, windows }
+    }
 }
 
 impl ImageRecord {
@@ -160,11 +168,22 @@ impl Store {
         self.shared.remove_artifacts_but(&self.used_artifacts()?, keep)
     }
 
-    /// Removes those of `artifacts` that neither an image nor a layer refers to: what whoever put them wants no more.
+    /// Removes what an image had for itself: `layers` but for those that somebody holds, and those of `artifacts` to which
+    /// neither an image nor a layer refers then.
     ///
     /// # Errors
     /// When the catalogue cannot be read or a file cannot be removed.
-    pub fn remove_artifacts_if_unused(&self, artifacts: &[ArtifactId]) -> Result<(), StoreError> {
+    pub fn remove_if_unused(
+        &self,
+        layers: impl IntoIterator<Item = DiffId>,
+        artifacts: &[ArtifactId],
+    ) -> Result<(), StoreError> {
+        for layer in layers {
+            match self.remove_layer(layer) {
+                Ok(_) | Err(StoreError::LayerInUse { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
         self.shared.remove_artifacts(artifacts, &self.used_artifacts()?)
     }
 

@@ -354,9 +354,13 @@ fn rounds(line: &str, rounds: usize, seed: u64) -> Result<()> {
     nothing_is_left(&stage, &daemon).with_context(|| format!("containerd {line}, seed {seed}"))?;
     drop(world);
     drop(containerd);
+    let looked = |log: &str| log.matches("looked for trees").count();
+    let before = looked(&daemon.log());
     daemon.stop()?;
     // The next start removes what was made of parts of images, and nothing else.
-    stage.daemon(&[])?.stop()?;
+    let next = stage.daemon(&[])?;
+    wait_for("the end of trees of parts", DEADLINE, || (looked(&next.log()) > before).then_some(()))?;
+    next.stop()?;
     only_what_is_kept(&stage, &own).with_context(|| format!("containerd {line}, seed {seed}"))
 }
 

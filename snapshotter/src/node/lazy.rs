@@ -253,6 +253,7 @@ impl LazyImages {
         if let Some(pull) = node.first_pulls.running(manifest) {
             return Ok(Found::Pull(pull));
         }
+        let _keeping = node.keeping.read().await;
         let found = node.artifacts.statement(manifest, &node.trusted).await;
         let Some((statement, signed)) = found.map_err(|error| lookup_refusal(&error))? else {
             let reference = self.reference(manifest, &layer.labels);
@@ -305,6 +306,7 @@ impl LazyImages {
         if is_shown().await {
             return Ok(dir);
         }
+        let _keeping = node.keeping.read().await;
         let manifest = chain.layer.manifest;
         let labels = std::iter::once(&chain.top).chain(&chain.below).map(|snapshot| &snapshot.labels);
         let reference = labels.clone().find_map(|labels| self.reference(manifest, labels));

@@ -135,6 +135,8 @@ struct Inner {
     mounting: tokio::sync::Mutex<()>,
     images: tokio::sync::Mutex<Vec<MountedImage>>,
     unused: tokio::sync::Notify,
+    /// Held shared by whoever is between reading an index and writing down what needs it, alone by what forgets images.
+    keeping: tokio::sync::RwLock<()>,
     /// Something was removed, and images may be forgotten.
     forget_due: Arc<tokio::sync::Notify>,
     /// What was decided about images that containerd pulls, the latest last.
@@ -221,7 +223,6 @@ impl Node {
             notifier: notifier.clone(),
         };
         let mut restored = parts.restore(inherited).await?;
-        serve::remove_leftover_trees(&store)?;
         let ways = Ways::probe(Probe {
             state: config.state.clone(),
             layers_dir,
@@ -256,6 +257,7 @@ impl Node {
             mounting: tokio::sync::Mutex::default(),
             images: tokio::sync::Mutex::new(restored.images),
             unused: tokio::sync::Notify::new(),
+            keeping: tokio::sync::RwLock::default(),
             forget_due: Arc::default(),
             pulls: Mutex::default(),
             starts,

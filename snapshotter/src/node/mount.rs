@@ -70,6 +70,7 @@ impl Inner {
         self.connect(&request.peers).await?;
         say(&progress, "resolving", 0, 0);
         let image = self.resolve(&request).await?;
+        let _keeping = self.keeping.read().await;
         let index = self.index(&request, &trusted, &image, &progress).await?;
         // One at a time from here on: two requests must not take the same folder, nor open the same layer twice.
         let _mounting = self.mounting.lock().await;
@@ -455,14 +456,7 @@ impl Inner {
 
     /// Writes down what is mounted, so that it can be found again without the registry.
     pub(super) fn remember(&self, reference: &str, index: &OpenIndex) -> Result<(), NodeError> {
-        let layers = index.statement.layers.iter().map(|layer| ImageLayer {
-            layer: layer.layer,
-            diff_id: layer.diff_id,
-            toc: layer.toc,
-            chunks: layer.chunks,
-            seek: layer.seek,
-            windows: layer.windows,
-        });
+        let layers = index.statement.layers.iter().map(ImageLayer::from);
         // Later than every other image that had this reference, also when the clock was set back: the last is what it means.
         let others = self.store.images()?.into_iter().filter(|record| record.reference == reference);
         let last = others.map(|record| record.last_use_seconds + 1).max().unwrap_or(0);

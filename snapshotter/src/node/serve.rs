@@ -1,14 +1,11 @@
 //! Answering commands on the control socket.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hermes_image::erofs::Image;
-use hermes_image::ids::ArtifactId;
 use hermes_store::Store;
 use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
@@ -16,7 +13,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::mount::MOUNT_PIN;
-use super::record::MountRecord;
 use super::{Inner, LAYERS_FOLDER, NodeError};
 use crate::control::{Answer, Failure, Request, read_line, write_line};
 use crate::status::{ImageStatus, NodeStatus, PeerStatus, WaitingReads};
@@ -189,22 +185,6 @@ pub(super) fn unpin_what_is_gone(store: &Store) -> Result<(), NodeError> {
         if !shown {
             store.unpin(manifest, MOUNT_PIN)?;
         }
-    }
-    Ok(())
-}
-
-/// Removes the trees that earlier daemons made of a part of an image, for what stood on it, and that are shown no more: no
-/// image's record names them. They can be made again. Other artifacts without an image stay: they may be of an index that
-/// is yet to be used.
-pub(super) fn remove_leftover_trees(store: &Store) -> Result<(), NodeError> {
-    let records = store.mounts()?.into_iter().filter_map(|(_, note)| MountRecord::decode(&note).ok());
-    let shown: BTreeSet<ArtifactId> = records.map(|record| record.tree).collect();
-    let is_tree = |id| store.artifact(id).ok().flatten().is_some_and(|bytes| Image::open(bytes).is_ok());
-    match store.remove_unused_artifacts(&|id| shown.contains(&id) || !is_tree(id)) {
-        Ok(0) => {}
-        Ok(freed_bytes) => tracing::info!(freed_bytes, "trees of parts of images are removed"),
-        // One damaged record could name any of them.
-        Err(error) => tracing::warn!(%error, "trees of parts of images are not removed"),
     }
     Ok(())
 }

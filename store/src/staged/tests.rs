@@ -180,11 +180,11 @@ fn artifacts_are_kept_together_with_their_layer_or_not_at_all() {
     assert_eq!(used_bytes(&store), 100_000, "it is counted once");
     drop(store.stage_artifact(&bytes).expect("is there"));
     assert!(store.artifact(id).expect("looks").is_some(), "what was there before stays");
-    store.remove_artifacts_if_unused(&[id, ArtifactId([1; 32])]).expect("removes");
+    store.remove_if_unused([], &[id, ArtifactId([1; 32])]).expect("removes");
     assert_eq!((store.artifact(id).expect("looks"), used_bytes(&store)), (None, 0));
     let table = ramp(1).table;
     let layer = store.layer(&table).expect("a layer");
-    store.remove_artifacts_if_unused(&[table.id()]).expect("looks");
+    store.remove_if_unused([], &[table.id()]).expect("looks");
     assert!(store.artifact(table.id()).expect("looks").is_some(), "a layer refers to it");
     drop(layer);
 }

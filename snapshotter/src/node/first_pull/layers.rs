@@ -252,6 +252,7 @@ async fn commit(
     statement: &Statement,
     slots: &[Arc<LayerSlot>],
 ) -> Result<(), NodeError> {
+    let _keeping = node.keeping.read().await;
     let (store, record, layers) = (Arc::clone(&node.store), record(reference, statement), slots.to_vec());
     let stored = tokio::task::spawn_blocking(move || {
         store.put_image(&record)?;
@@ -270,14 +271,7 @@ async fn commit(
 }
 
 fn record(reference: &str, statement: &Statement) -> ImageRecord {
-    let layers = statement.layers.iter().map(|layer| ImageLayer {
-        layer: layer.layer,
-        diff_id: layer.diff_id,
-        toc: layer.toc,
-        chunks: layer.chunks,
-        seek: layer.seek,
-        windows: layer.windows,
-    });
+    let layers = statement.layers.iter().map(ImageLayer::from);
     ImageRecord {
         manifest: statement.manifest,
         reference: reference.to_owned(),
@@ -302,14 +296,9 @@ async fn take_back(node: &Inner, statement: &Statement, known: Option<ImageRecor
         // What another pull wants of this one stays with it; the rest is let go.
         let mine = slots.into_iter().filter_map(Arc::into_inner).filter_map(OnceCell::into_inner);
         let mine: Vec<LayerStatement> = mine.map(|ready| ready.statement).collect();
-        for layer in mine.iter().filter(|layer| unused.contains(&layer.diff_id)) {
-            match store.remove_layer(layer.diff_id) {
-                Ok(_) | Err(StoreError::LayerInUse { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let layers = mine.iter().map(|layer| layer.diff_id).filter(|layer| unused.contains(layer));
         let artifacts: Vec<ArtifactId> = mine.iter().flat_map(artifacts_of).chain(tree).collect();
-        store.remove_artifacts_if_unused(&artifacts)
+        store.remove_if_unused(layers, &artifacts)
     });
     match taken_back.await {
         Ok(Ok(())) => {}
