@@ -43,7 +43,7 @@ fuzz: ## Fuzz every decoder for MINUTES each (default 10)
 
 soak: ## The long tests: the daemon killed and upgraded under load for SECONDS (default 300) in each way; hundreds of pods; outages
 	@$(call run,test,HERMES_SOAK_SECONDS=$(SECONDS) unshare --mount --propagation private cargo test --locked \
-		--test keeper_load --test rounds --test many --test outage --test prepare -- --nocapture --test-threads 1)
+		--test e2e -- --nocapture --test-threads 1 keeper_load:: rounds:: many:: outage:: prepare::)
 
 clean-cache: ## Remove everything that was built or downloaded
 	rm -rf --one-file-system "$(HERMES_CACHE)"
