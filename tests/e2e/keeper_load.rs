@@ -164,7 +164,7 @@ impl Rig {
         if maps {
             variables.push((READER_MAPS, "1".into()));
         }
-        test_process("reader_process", &variables)
+        test_process("keeper_load::reader_process", &variables)
     }
 
     /// Ends the readers; none of them may have seen anything.

@@ -160,7 +160,7 @@ impl Kept {
     }
 }
 
-/// Runs this test program once more, for the test called `name` and with `variables` set: a reader that is a process.
+/// Runs this test program once more, for the test called `name` (its module before it) and with `variables` set: a reader that is a process.
 ///
 /// # Errors
 /// When it cannot be started.
