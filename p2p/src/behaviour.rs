@@ -1,5 +1,6 @@
 //! The protocols of a node, put together and configured for one data centre.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::Transport;
@@ -10,6 +11,8 @@ use libp2p::identity::Keypair;
 use libp2p::swarm::{NetworkBehaviour, Swarm};
 use libp2p::{PeerId, StreamProtocol, identify, kad, noise, ping, swarm, tcp, yamux};
 
+use crate::admission::Admission;
+use crate::admission::upgrade::Upgrade;
 use crate::config::{ClusterId, NodeConfig};
 use crate::error::NodeError;
 use crate::fresh_ports::FreshPorts;
@@ -39,13 +42,17 @@ pub(crate) fn protocol_name(cluster: &ClusterId, what: &str) -> StreamProtocol {
     StreamProtocol::try_from_owned(name).expect("the name starts with a slash")
 }
 
-/// A swarm that does not listen or dial yet.
-pub(crate) fn build(config: &NodeConfig, key: Keypair) -> Result<Swarm<Behaviour>, NodeError> {
+/// A swarm that does not listen or dial yet, and lets in whom `admission` lets in.
+pub(crate) fn build(
+    config: &NodeConfig,
+    key: Keypair,
+    admission: Arc<Admission>,
+) -> Result<Swarm<Behaviour>, NodeError> {
     let local = key.public().to_peer_id();
     let noise = noise::Config::new(&key).map_err(|error| NodeError::Transport { problem: error.to_string() })?;
     let transport = FreshPorts::new(tcp::tokio::Transport::new(tcp::Config::default()))
         .upgrade(Version::V1Lazy)
-        .authenticate(noise)
+        .authenticate(Upgrade::new(noise, admission))
         .multiplex(yamux::Config::default())
         .timeout(config.transport.connect_timeout)
         .boxed();

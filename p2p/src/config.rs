@@ -7,12 +7,16 @@ use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::Multiaddr;
 use thiserror::Error;
 
 use crate::address::PeerAddress;
+use crate::admission::certificate::Zone;
+use crate::admission::issuer::Issuer;
+use crate::members::MembersConfig;
 
 /// A configuration that contradicts itself.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -29,6 +33,14 @@ pub enum ConfigError {
     /// An address that this node cannot listen on.
     #[error("cannot listen on {address}: only /ip4/../tcp/.. and /ip6/../tcp/.. are supported")]
     ListenAddress {
+        /// The address.
+        address: Multiaddr,
+    },
+    /// Everybody on the network could talk with this node, and nobody has said that they may.
+    #[error(
+        "listening on {address} would let everybody there read from this node: give --join-secret with a file that all nodes of the cluster have, listen on loopback, or say --open-swarm if everybody may"
+    )]
+    Open {
         /// The address.
         address: Multiaddr,
     },
@@ -86,6 +98,15 @@ pub struct NodeConfig {
     /// Addresses of this host to tell others, with the port of the first listener. Empty: all that the listeners have,
     /// without loopback unless there is nothing else. Name one where a host has bridges that others cannot reach.
     pub announce: Vec<IpAddr>,
+    /// The zone (rack, availability zone) of this node; empty where there are none.
+    pub zone: Zone,
+    /// Issues this node's certificates and says whose are believed. Without one everybody may talk, which needs
+    /// [`Self::open`] or loopback.
+    pub issuer: Option<Arc<dyn Issuer>>,
+    /// Everybody may talk, also when this node listens beyond loopback. Means nothing with an issuer.
+    pub open: bool,
+    /// The member list.
+    pub members: MembersConfig,
     /// Peers to start from. Names are resolved at every attempt; this node may be among them.
     pub peers: Vec<PeerAddress>,
     /// Connections.
@@ -106,6 +127,10 @@ impl NodeConfig {
             identity_path,
             listen: vec![listen],
             announce: Vec::new(),
+            zone: Zone::default(),
+            issuer: None,
+            open: false,
+            members: MembersConfig::default(),
             peers: Vec::new(),
             transport: Transport::default(),
             discovery: Discovery::default(),
@@ -128,7 +153,18 @@ impl NodeConfig {
             if !matches!(parts.as_slice(), [Protocol::Ip4(_) | Protocol::Ip6(_), Protocol::Tcp(_)]) {
                 return Err(ConfigError::ListenAddress { address: address.clone() });
             }
+            let loopback = match parts.first() {
+                Some(Protocol::Ip4(ip)) => ip.is_loopback(),
+                Some(Protocol::Ip6(ip)) => ip.is_loopback(),
+                _ => false,
+            };
+            if self.issuer.is_none() && !self.open && !loopback {
+                return Err(ConfigError::Open { address: address.clone() });
+            }
         }
+        let members = &self.members;
+        at_least("compare_every", members.compare_every, Duration::from_millis(10), "at least 10 ms")?;
+        at_least("suspect_for", members.suspect_for, Duration::from_millis(100), "at least 100 ms")?;
         self.transport.validate()?;
         self.discovery.validate()?;
         self.upload.validate()?;
@@ -367,6 +403,22 @@ mod tests {
     #[test]
     fn the_defaults_are_valid() {
         assert_eq!(config().validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_node_beyond_loopback_is_closed_or_open_on_purpose() {
+        let listening = |text: &str, open: bool| {
+            let mut config = config();
+            config.listen = vec![text.parse().expect("a multiaddr")];
+            config.open = open;
+            config.validate()
+        };
+        for address in ["/ip4/0.0.0.0/tcp/1", "/ip4/10.0.0.1/tcp/1", "/ip6/::/tcp/1"] {
+            let error = listening(address, false).expect_err("refused");
+            assert!(error.to_string().contains("--join-secret") && error.to_string().contains("--open-swarm"));
+            assert_eq!(listening(address, true), Ok(()));
+        }
+        assert_eq!(listening("/ip6/::1/tcp/0", false), Ok(()));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use libp2p::{Multiaddr, PeerId};
 use thiserror::Error;
 
 use crate::address::AddressError;
+use crate::admission::issuer::IssueError;
 use crate::config::ConfigError;
 use crate::identity::IdentityError;
 
@@ -20,6 +21,9 @@ pub enum NodeError {
     /// The key on disk could not be read or made.
     #[error("the identity of this node is not usable")]
     Identity(#[from] IdentityError),
+    /// The issuer gave no certificate, or did not sign what it was asked to.
+    #[error("the issuer of certificates did not do what it was asked")]
+    Issuer(#[from] IssueError),
     /// An address that cannot be dialled.
     #[error("a peer address is not usable")]
     Address(#[from] AddressError),
@@ -82,6 +86,7 @@ impl NodeError {
     /// What policy should make of it.
     pub fn class(&self) -> ErrorClass {
         match self {
+            Self::Issuer(_) => ErrorClass::Local,
             Self::Config(_) | Self::Identity(_) | Self::Address(_) | Self::Transport { .. } | Self::Listen { .. } => {
                 ErrorClass::Local
             }
@@ -96,6 +101,7 @@ impl NodeError {
         match self {
             Self::Config(_) => "config",
             Self::Identity(_) => "identity",
+            Self::Issuer(_) => "issuer",
             Self::Address(_) => "address",
             Self::Transport { .. } => "transport",
             Self::Listen { .. } => "listen",

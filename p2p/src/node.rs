@@ -8,14 +8,18 @@ use hermes_image::ids::{ArtifactId, DiffId, Digest};
 use hermes_image::index::chunks::ChunkTable;
 use hermes_image::runs::Runs;
 use hermes_image::verify::Verified;
+use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::address::PeerAddress;
+use crate::admission::Admission;
+use crate::admission::grants::Grants;
 use crate::behaviour;
+use crate::canonical::ed25519_of;
 use crate::config::NodeConfig;
 use crate::error::NodeError;
 use crate::exchange::client::Client;
@@ -26,6 +30,11 @@ use crate::exchange::progress::Progress;
 use crate::exchange::server::{self, Server};
 use crate::exchange::{Content, ExchangeError, Fetch, Watch};
 use crate::identity;
+use crate::members::MemberList;
+use crate::members::codec::News;
+use crate::members::roster::{Own, Roster};
+use crate::members::saved::Saved;
+use crate::members::task::{self, Task, Wires};
 use crate::swarm::{COMMANDS_MAX, Command, Owner, Shared, listen};
 
 /// How long [`Node::shutdown`] waits for tasks to end.
@@ -52,6 +61,7 @@ struct Inner {
     local: PeerId,
     client: Arc<Client>,
     progress: Arc<Progress>,
+    roster: Arc<Roster>,
     _end: DropGuard,
 }
 
@@ -73,18 +83,23 @@ impl Node {
         let key = tokio::task::spawn_blocking(move || identity::load_or_create(&path)).await;
         let key = key.map_err(|_| NodeError::Closed)??;
         let local = key.public().to_peer_id();
+        let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let shared = Arc::new(Shared::new());
+        let (roster, saved) = join(&config, &key, Arc::clone(&shared)).await?;
 
-        let mut swarm = behaviour::build(&config, key)?;
+        let mut swarm = behaviour::build(&config, key, Arc::clone(roster.admission()))?;
         let mut control = swarm.behaviour().streams.new_control();
         let protocol = behaviour::protocol_name(&config.cluster, "exchange");
         // Before listening: a stream of a protocol that nobody accepts is refused.
         let incoming = control.accept(protocol.clone());
         let incoming = incoming.map_err(|_| NodeError::Transport { problem: "exchange is registered twice".into() })?;
+        let members_protocol = behaviour::protocol_name(&config.cluster, "members");
+        let members_incoming = control.accept(members_protocol.clone());
+        let members_incoming =
+            members_incoming.map_err(|_| NodeError::Transport { problem: "members is registered twice".into() })?;
         let early = listen(&mut swarm, &config).await?;
 
-        let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let shared = Arc::new(Shared::new());
         let codecs = Arc::new(Codecs::default());
         let progress = Arc::new(Progress::default());
 
@@ -93,6 +108,17 @@ impl Node {
         tasks.spawn(async move { stop.run_until_cancelled(server::accept(incoming, queue)).await });
         let server = Server::new(content, Arc::clone(&codecs), Arc::clone(&progress), config.upload.clone());
         tasks.spawn(server.run(queued, tasks.clone(), cancel.clone()));
+
+        tasks.spawn(task::answer(Arc::clone(&roster), members_incoming, cancel.clone()));
+        let wires = Wires {
+            control: control.clone(),
+            protocol: members_protocol,
+            commands: commands.clone(),
+            events: shared.events.subscribe(),
+            announced: shared.announced.subscribe(),
+            cancel: cancel.clone(),
+        };
+        tasks.spawn(Task::new(Arc::clone(&roster), config.members.clone(), wires, &saved).run());
 
         let client = Arc::new(Client {
             control,
@@ -108,10 +134,10 @@ impl Node {
         });
         tasks.spawn(tidy(Arc::clone(&client)));
         tracing::info!(%local, cluster = %config.cluster, "node started");
-        let owner = Owner::new(swarm, config, shared, inbox, cancel.clone(), early);
+        let owner = Owner::new(swarm, config, shared, inbox, roster.list(), cancel.clone(), early);
         tasks.spawn(owner.run());
         tasks.close();
-        Ok(Self { inner: Arc::new(Inner { local, client, progress, _end: cancel.drop_guard() }) })
+        Ok(Self { inner: Arc::new(Inner { local, client, progress, roster, _end: cancel.drop_guard() }) })
     }
 
     /// The name of this node.
@@ -198,6 +224,45 @@ impl Node {
     /// When the node is shutting down.
     pub async fn withdraw(&self, layer: DiffId) -> Result<(), NodeError> {
         self.inner.client.commands.send(Command::Withdraw { layer }).await.map_err(|_| NodeError::Closed)
+    }
+
+    /// The members of the cluster as this node knows them now, itself among them, and every later version.
+    pub fn members(&self) -> watch::Receiver<Arc<MemberList>> {
+        self.inner.roster.list()
+    }
+
+    /// Says that `peer` could not be reached, or has stalled. It is suspected everywhere within a second or two, and
+    /// leaves the list unless it answers within [`suspect_for`](crate::MembersConfig::suspect_for). Does nothing when it
+    /// is no member or suspected already.
+    pub fn suspect(&self, peer: &PeerId) {
+        self.inner.roster.suspect(peer);
+    }
+
+    /// Tells all members that this node is about to leave (`drain`), or has no room for more (`full`); in either case it
+    /// owns nothing new.
+    pub fn set_flags(&self, drain: bool, full: bool) {
+        self.inner.roster.set_flags(drain, full);
+    }
+
+    /// Takes the certificates of `peer` back: its connections are closed, it leaves the list, and nobody who has heard
+    /// of it lets it in again. Make such a notice on one node at a time; of two that are made at once one is lost.
+    ///
+    /// # Errors
+    /// When the swarm is open, or the issuer does not sign.
+    pub async fn revoke(&self, peer: PeerId) -> Result<(), NodeError> {
+        let roster = Arc::clone(&self.inner.roster);
+        let revoked = tokio::task::spawn_blocking(move || roster.revoke(&peer)).await;
+        Ok(revoked.map_err(|_| NodeError::Closed)??)
+    }
+
+    /// What peers have proven that they may read, and this node's own proofs.
+    pub fn grants(&self) -> &Arc<Grants> {
+        self.inner.roster.grants()
+    }
+
+    /// What this node shows to others, whom it has let in, and whom it has refused how often.
+    pub fn admission(&self) -> &Arc<Admission> {
+        self.inner.roster.admission()
     }
 
     /// Closes all connections to `peer` and refuses new ones for `duration`.
@@ -305,6 +370,40 @@ impl Node {
         };
         tokio::time::timeout(COMMAND_TIMEOUT, asked).await.map_err(|_| NodeError::Timeout { doing })?
     }
+}
+
+/// What this node knew of the members when it ended, as far as it can be believed, and a certificate of its own.
+async fn join(config: &NodeConfig, key: &Keypair, shared: Arc<Shared>) -> Result<(Arc<Roster>, Saved), NodeError> {
+    let (config, key) = (config.clone(), key.clone());
+    let joined = tokio::task::spawn_blocking(move || {
+        let pair = ed25519_of(&key).ok_or(NodeError::Transport { problem: "the node key is no Ed25519 key".into() })?;
+        let admission = Arc::new(Admission::new(config.cluster.clone(), config.issuer.clone()));
+        let saved = config.members.state_path.as_deref().map_or(Ok(Saved::default()), Saved::load);
+        let saved = saved.unwrap_or_else(|error| {
+            tracing::warn!(%error, "starting without the last member list");
+            Saved::default()
+        });
+        if let Some(notice) = &saved.notice {
+            admission.take_revocation((**notice).clone());
+        }
+        admission.renew(key.public().to_peer_id(), config.zone.clone())?;
+        let own = Own {
+            cluster: config.cluster,
+            pair,
+            zone: config.zone,
+            suspect_for: config.members.suspect_for,
+            incarnation: saved.incarnation,
+        };
+        let grants = Arc::new(Grants::new(Arc::clone(&admission)));
+        let roster = Arc::new(Roster::new(own, admission, grants, shared));
+        let news = News { entries: saved.entries.clone(), ..News::default() };
+        if let Err(error) = roster.take(news) {
+            tracing::warn!(%error, "the rest of the last member list is not used");
+        }
+        roster.publish();
+        Ok((roster, saved))
+    });
+    joined.await.map_err(|_| NodeError::Closed)?
 }
 
 /// Closes pooled streams that nobody uses or whose peer is gone.

@@ -38,6 +38,10 @@ impl Owner {
                     self.swarm.behaviour_mut().kad.stop_providing(&key_of(layer));
                 }
             }
+            Command::Close { peer } => {
+                // That there is no connection any more is no error.
+                let _ = self.swarm.disconnect_peer_id(peer);
+            }
             Command::Ban { peer, until } => self.ban(peer, until),
         }
     }
@@ -86,9 +90,14 @@ impl Owner {
 
     /// Dials `peer` unless there is a connection or a dial already; the outcome comes as an event.
     pub(super) fn dial(&mut self, peer: PeerId) {
+        let mut addresses = self.book.addresses(&peer);
+        if let Some(member) = self.members.borrow().get(&peer) {
+            addresses
+                .extend(member.addresses.iter().filter(|said| !addresses.contains(said)).cloned().collect::<Vec<_>>());
+        }
         let options = DialOpts::peer_id(peer)
             .condition(PeerCondition::DisconnectedAndNotDialing)
-            .addresses(self.book.addresses(&peer))
+            .addresses(addresses)
             .extend_addresses_through_behaviour()
             .build();
         match self.swarm.dial(options) {

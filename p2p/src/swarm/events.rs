@@ -130,9 +130,10 @@ impl Owner {
         for address in old.iter().filter(|address| !announced.contains(address)) {
             self.swarm.remove_external_address(address);
         }
-        for address in announced.into_iter().filter(|address| !old.contains(address)) {
-            self.swarm.add_external_address(address);
+        for address in announced.iter().filter(|address| !old.contains(address)) {
+            self.swarm.add_external_address(address.clone());
         }
+        self.shared.announced.send_replace(announced);
     }
 
     /// A peer says where it is: Kademlia does not learn that by itself.

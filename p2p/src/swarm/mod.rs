@@ -18,7 +18,7 @@ use libp2p::kad::{QueryId, RecordKey};
 use libp2p::swarm::{ConnectionId, Swarm, SwarmEvent};
 use libp2p::{Multiaddr, PeerId};
 use parking_lot::RwLock;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,7 @@ use crate::bootstrap::Seeds;
 use crate::config::NodeConfig;
 use crate::error::NodeError;
 use crate::lookup::{Lookups, Reply};
+use crate::members::MemberList;
 use crate::node::PeerEvent;
 use crate::publish::Schedule;
 
@@ -66,6 +67,8 @@ pub(crate) enum Command {
     Provide { layer: DiffId, reply: oneshot::Sender<Result<(), NodeError>> },
     /// Announce a layer no longer.
     Withdraw { layer: DiffId },
+    /// Close all connections to a peer.
+    Close { peer: PeerId },
     /// Refuse a peer until a time.
     Ban { peer: PeerId, until: Instant },
 }
@@ -75,13 +78,16 @@ pub(crate) enum Command {
 pub(crate) struct Shared {
     pub(crate) peers: RwLock<BTreeSet<PeerId>>,
     pub(crate) listen: RwLock<Vec<Multiaddr>>,
+    /// The addresses that others are told.
+    pub(crate) announced: watch::Sender<Vec<Multiaddr>>,
     pub(crate) events: broadcast::Sender<PeerEvent>,
 }
 
 impl Shared {
     pub(crate) fn new() -> Self {
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        Self { peers: RwLock::default(), listen: RwLock::default(), events }
+        let (announced, _) = watch::channel(Vec::new());
+        Self { peers: RwLock::default(), listen: RwLock::default(), announced, events }
     }
 }
 
@@ -112,6 +118,7 @@ pub(crate) struct Owner {
     config: NodeConfig,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
+    members: watch::Receiver<Arc<MemberList>>,
     cancel: CancellationToken,
     book: AddressBook,
     seeds: Seeds,
@@ -137,6 +144,7 @@ impl Owner {
         config: NodeConfig,
         shared: Arc<Shared>,
         commands: mpsc::Receiver<Command>,
+        members: watch::Receiver<Arc<MemberList>>,
         cancel: CancellationToken,
         early: Vec<SwarmEvent<Event>>,
     ) -> Self {
@@ -166,6 +174,7 @@ impl Owner {
             config,
             shared,
             commands,
+            members,
             cancel,
             early,
         }

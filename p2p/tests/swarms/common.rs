@@ -10,9 +10,12 @@ use futures::StreamExt;
 use hermes_image::ids::{ArtifactId, ChunkId, ChunkNo, DiffId, Digest};
 use hermes_image::index::chunks::{ChunkTable, ChunkTableBuilder};
 use hermes_image::runs::Runs;
+use hermes_p2p::admission::Admission;
+use hermes_p2p::admission::upgrade::Upgrade;
 use hermes_p2p::exchange::codec::{ANSWER_LEN_MAX_BYTES, Answer, REQUEST_LEN_MAX_BYTES, Request, VERSION};
 use hermes_p2p::exchange::session::{Session, SessionError};
 use hermes_p2p::{Arrival, Content, ExchangeError, Fetch, Multiaddr, Node, NodeConfig, PeerId};
+use libp2p::identity::Keypair;
 use libp2p::swarm::{Swarm, SwarmEvent};
 use libp2p::{Stream, StreamProtocol, SwarmBuilder, noise, tcp, yamux};
 use parking_lot::{Condvar, Mutex};
@@ -278,7 +281,14 @@ impl RawPeer {
     pub(crate) async fn start(to: Option<Multiaddr>) -> Self {
         let mut swarm: Swarm<libp2p_stream::Behaviour> = SwarmBuilder::with_new_identity()
             .with_tokio()
-            .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)
+            .with_tcp(
+                tcp::Config::default(),
+                |key: &Keypair| {
+                    let open = Admission::new("test".parse().expect("a cluster id"), None);
+                    noise::Config::new(key).map(|noise| Upgrade::new(noise, Arc::new(open)))
+                },
+                yamux::Config::default,
+            )
             .expect("a transport")
             .with_behaviour(|_| libp2p_stream::Behaviour::new())
             .expect("a behaviour")

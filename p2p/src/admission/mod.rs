@@ -1,0 +1,213 @@
+//! Who may talk with this node at all.
+//!
+//! ```text
+//!  TCP --> Noise (proves the PeerId) --> certificates, both ways --> yamux --> DHT, exchange, members
+//!                                          | refused: one byte why, closed
+//! ```
+//!
+//! A node of a closed swarm has an [`Issuer`], shows a certificate over its `PeerId`, and lets in whoever shows one that
+//! it believes. The exchange happens inside the authenticated upgrade of a connection ([`upgrade`]), so a stranger reaches
+//! no multiplexer and no protocol. A node without an issuer shows and asks for none; the configuration sees to it that
+//! such a node listens on loopback alone, or was told to be open.
+//!
+//! Certificates live for an hour and travel with the member entries (`members`) when they are renewed. This module keeps,
+//! in memory, until when each admitted peer may stay; what has ended is closed by the membership task. The newest notice
+//! of what was taken back ([`revocation`]) is kept on disk with the member list.
+
+pub mod certificate;
+pub mod grants;
+pub mod issuer;
+pub mod join_secret;
+pub mod refusal;
+pub mod revocation;
+pub mod upgrade;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use libp2p::PeerId;
+use parking_lot::{Mutex, RwLock};
+
+use crate::canonical::unix_now;
+use crate::config::ClusterId;
+use certificate::{CLOCK_SKEW_SECONDS, SignedCertificate, Trust};
+use issuer::{CertificateRequest, IssueError, Issuer};
+use refusal::{Refusal, Refusals};
+use revocation::{Revocation, SignedRevocation};
+
+/// Most peers of which the end of the certificate is remembered: the largest member list and as many that come and go.
+const ADMITTED_MAX: usize = 20_000;
+
+/// What this node shows, whom it believes, and whom it has let in.
+#[derive(Debug)]
+pub struct Admission {
+    cluster: ClusterId,
+    issuer: Option<Arc<dyn Issuer>>,
+    own: RwLock<Option<Arc<SignedCertificate>>>,
+    revocation: RwLock<Option<Arc<SignedRevocation>>>,
+    /// Until when the peers seen last may stay, in seconds since 1970.
+    admitted: Mutex<HashMap<PeerId, u64>>,
+    refusals: Refusals,
+}
+
+impl Admission {
+    /// Of a node of `cluster`: closed with an issuer, open to everybody without one.
+    pub fn new(cluster: ClusterId, issuer: Option<Arc<dyn Issuer>>) -> Self {
+        Self {
+            cluster,
+            issuer,
+            own: RwLock::default(),
+            revocation: RwLock::default(),
+            admitted: Mutex::default(),
+            refusals: Refusals::default(),
+        }
+    }
+
+    /// Whether everybody may talk.
+    pub fn is_open(&self) -> bool {
+        self.issuer.is_none()
+    }
+
+    pub(crate) fn cluster(&self) -> &ClusterId {
+        &self.cluster
+    }
+
+    /// Whose signatures are believed now; `None` in an open swarm.
+    pub(crate) fn trust(&self) -> Option<Trust> {
+        self.issuer.as_ref().map(|issuer| issuer.trust())
+    }
+
+    /// The certificate that this node shows.
+    pub(crate) fn own(&self) -> Option<Arc<SignedCertificate>> {
+        self.own.read().clone()
+    }
+
+    /// The newest notice of what was taken back.
+    pub(crate) fn revocation(&self) -> Option<Arc<SignedRevocation>> {
+        self.revocation.read().clone()
+    }
+
+    /// Gets a certificate for this node and shows it from now on. Blocks as the issuer does.
+    ///
+    /// # Errors
+    /// When the issuer did not issue.
+    pub(crate) fn renew(&self, peer: PeerId, zone: certificate::Zone) -> Result<(), IssueError> {
+        let Some(issuer) = &self.issuer else { return Ok(()) };
+        let revoked_below = self.revocation().map_or(0, |notice| notice.revocation.epoch_min);
+        let epoch_min = issuer.trust().epoch_min.max(revoked_below);
+        let request = CertificateRequest { cluster: self.cluster.clone(), peer, zone, epoch_min, now: unix_now() };
+        let certificate = issuer.issue(&request)?;
+        *self.own.write() = Some(Arc::new(certificate));
+        Ok(())
+    }
+
+    /// Whether `peer` may talk by what it shows; remembers until when. `None` shows nothing.
+    ///
+    /// # Errors
+    /// With the reason why not. Nothing is counted here.
+    pub(crate) fn check(&self, peer: &PeerId, shown: Option<&SignedCertificate>, now: u64) -> Result<(), Refusal> {
+        let Some(trust) = self.trust() else { return Ok(()) };
+        let shown = shown.ok_or(Refusal::NoCertificate)?;
+        let notice = self.revocation();
+        let notice = notice.as_deref().map(SignedRevocation::revocation);
+        shown.check(&self.cluster, peer, &trust, notice, now)?;
+        self.remember(*peer, shown.certificate.not_after, now);
+        Ok(())
+    }
+
+    fn remember(&self, peer: PeerId, not_after: u64, now: u64) {
+        let mut admitted = self.admitted.lock();
+        if admitted.len() >= ADMITTED_MAX && !admitted.contains_key(&peer) {
+            admitted.retain(|_, end| now <= end.saturating_add(CLOCK_SKEW_SECONDS));
+        }
+        if admitted.len() >= ADMITTED_MAX && !admitted.contains_key(&peer) {
+            // Whoever is forgotten is asked for its certificate again, with a new connection.
+            let first = admitted.iter().min_by_key(|(_, end)| **end).map(|(peer, _)| *peer);
+            first.map(|first| admitted.remove(&first));
+        }
+        let end = admitted.entry(peer).or_default();
+        *end = not_after.max(*end);
+    }
+
+    /// Why `peer`, which was let in, may not stay; `None` while it may.
+    pub(crate) fn must_go(&self, peer: &PeerId, now: u64) -> Option<Refusal> {
+        if self.is_open() {
+            return None;
+        }
+        if self.revocation().is_some_and(|notice| notice.revocation.names(peer)) {
+            return Some(Refusal::Revoked);
+        }
+        let end = self.admitted.lock().get(peer).copied();
+        match end {
+            Some(end) if now <= end.saturating_add(CLOCK_SKEW_SECONDS) => None,
+            _ => Some(Refusal::Expired),
+        }
+    }
+
+    /// Until when `peer` may stay without renewal, in seconds since 1970.
+    pub fn admitted_until(&self, peer: &PeerId) -> Option<u64> {
+        self.admitted.lock().get(peer).copied()
+    }
+
+    /// Takes a notice if it is newer than the one that is known and its issuer is believed. True when it was.
+    pub(crate) fn take_revocation(&self, notice: SignedRevocation) -> bool {
+        let Some(trust) = self.trust() else { return false };
+        let is_newer = |known: &Option<Arc<SignedRevocation>>| {
+            known.as_ref().is_none_or(|known| known.revocation.number < notice.revocation.number)
+        };
+        if !is_newer(&self.revocation.read()) || !notice.is_by(&self.cluster, &trust) {
+            return false;
+        }
+        let mut known = self.revocation.write();
+        let taken = is_newer(&known);
+        if taken {
+            *known = Some(Arc::new(notice));
+        }
+        taken
+    }
+
+    /// Takes `peer`'s certificates back. Blocks as the issuer does.
+    ///
+    /// # Errors
+    /// When this swarm is open, the peer can have no certificate, the notice is full, or the issuer does not sign.
+    pub(crate) fn revoke(&self, peer: &PeerId) -> Result<(), IssueError> {
+        let Some(issuer) = &self.issuer else {
+            return Err(IssueError::Failed {
+                reason: "the swarm is open, so there is nothing to take back; start all nodes with --join-secret"
+                    .into(),
+            });
+        };
+        let last = self.revocation();
+        let last = last.as_deref().map(SignedRevocation::revocation);
+        let notice = Revocation::with(&self.cluster, last, peer, unix_now().saturating_mul(1000));
+        let notice = notice.ok_or_else(|| IssueError::Failed {
+            reason: format!(
+                "{peer} is no node, or {} nodes are revoked already; change the join secret on all nodes that stay",
+                revocation::REVOKED_MAX
+            ),
+        })?;
+        self.take_revocation(issuer.revoke(notice)?);
+        Ok(())
+    }
+
+    /// Counts that this node has refused `peer`, and logs it unless it did so within the last minute.
+    pub(crate) fn refused(&self, peer: PeerId, refusal: Refusal) {
+        if self.refusals.count(peer, refusal, Instant::now()) {
+            tracing::warn!(%peer, reason = refusal.name(), "peer is refused: {refusal}");
+        }
+    }
+
+    /// Logs that `peer` has refused this node, at most once a minute.
+    pub(crate) fn refused_by(&self, peer: PeerId, refusal: Option<Refusal>) {
+        if self.refusals.may_log(peer, Instant::now()) {
+            let reason = refusal.map_or("unknown", Refusal::name);
+            tracing::warn!(%peer, reason, "a peer refuses this node");
+        }
+    }
+
+    /// How often this node has refused anybody since it started, by reason.
+    pub fn refusals(&self) -> Vec<(Refusal, u64)> {
+        self.refusals.counts()
+    }
+}
