@@ -16,13 +16,13 @@ use crate::identity::IdentityError;
 #[derive(Debug, Error)]
 pub enum NodeError {
     /// The configuration contradicts itself.
-    #[error("the peer-to-peer configuration is not usable")]
+    #[error("the peer-to-peer configuration is not usable: {0}")]
     Config(#[from] ConfigError),
     /// The key on disk could not be read or made.
     #[error("the identity of this node is not usable")]
     Identity(#[from] IdentityError),
     /// The issuer gave no certificate, or did not sign what it was asked to.
-    #[error("the issuer of certificates did not do what it was asked")]
+    #[error("the issuer of certificates did not do what it was asked: {0}")]
     Issuer(#[from] IssueError),
     /// An address that cannot be dialled.
     #[error("a peer address is not usable")]
@@ -83,6 +83,21 @@ pub enum NodeError {
 }
 
 impl NodeError {
+    /// The message with those of its causes, which say why a peer refused a connection and what to do about it.
+    pub fn in_full(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let said = error.to_string();
+            // Some causes repeat what they are wrapped in.
+            if !text.ends_with(&said) {
+                text = format!("{text}: {said}");
+            }
+            cause = error.source();
+        }
+        text
+    }
+
     /// What policy should make of it.
     pub fn class(&self) -> ErrorClass {
         match self {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hermes_image::statement::PublicKey;
-use hermes_p2p::ClusterId;
+use hermes_p2p::{ClusterId, PeerAddress, Zone};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -45,6 +45,16 @@ pub struct NodeConfig {
     pub peers: Vec<String>,
     /// The swarm that the node belongs to; nodes of different clusters do not understand each other.
     pub cluster: String,
+    /// The file with the secret that all nodes of the cluster have, by which they let each other in.
+    pub join_secret: Option<PathBuf>,
+    /// Let everybody in, though this node listens beyond loopback.
+    pub open_swarm: bool,
+    /// The zone (rack, availability zone) of this node; empty where there are none.
+    pub zone: String,
+    /// A TOML file that lists members of the swarm; read again when it changes.
+    pub members_file: Option<PathBuf>,
+    /// A name whose addresses are those of members, as `NAME:PORT`; resolved again and again.
+    pub members_dns: Option<String>,
     /// Folders of indexes to look in.
     pub index_folders: Vec<PathBuf>,
     /// Keys whose index statements are accepted, beside the node's own.
@@ -150,6 +160,11 @@ impl Default for NodeConfig {
             listen: None,
             peers: Vec::new(),
             cluster: "default".to_owned(),
+            join_secret: None,
+            open_swarm: false,
+            zone: String::new(),
+            members_file: None,
+            members_dns: None,
             index_folders: Vec::new(),
             trusted_keys: Vec::new(),
             signing_key: None,
@@ -184,6 +199,16 @@ impl NodeConfig {
             return wrong("read_deadline_ms", "give 100 (0.1 s) to 3600000 (an hour)");
         }
         self.cluster_id()?;
+        self.zone_name()?;
+        self.members_name()?;
+        if self.join_secret.is_some() && self.open_swarm {
+            return wrong("open_swarm", "a swarm with a join secret is closed; leave one of them out");
+        }
+        for (setting, path) in [("join_secret", &self.join_secret), ("members_file", &self.members_file)] {
+            if path.as_ref().is_some_and(|path| !path.is_absolute()) {
+                return wrong(setting, "give an absolute path");
+            }
+        }
         // A chunk, its neighbours of one span, and what is being decoded must fit at once.
         if self.store_budget_bytes.is_some_and(|budget| budget < 16 << 20) {
             return wrong("store_budget_bytes", "give at least 16 MiB");
@@ -213,6 +238,27 @@ impl NodeConfig {
         parsed.map_err(|error| ConfigError { setting: "cluster", reason: error.to_string() })
     }
 
+    /// The zone, by the swarm's own rule for it.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn zone_name(&self) -> Result<Zone, ConfigError> {
+        let parsed: Result<_, hermes_p2p::admission::certificate::ZoneError> = self.zone.parse();
+        parsed.map_err(|error| ConfigError { setting: "zone", reason: error.to_string() })
+    }
+
+    /// The name and the port of [`Self::members_dns`].
+    ///
+    /// # Errors
+    /// When it is no name and port.
+    pub fn members_name(&self) -> Result<Option<(String, u16)>, ConfigError> {
+        let Some(text) = &self.members_dns else { return Ok(None) };
+        match text.parse() {
+            Ok(PeerAddress::Host { host, port, .. }) => Ok(Some((host, port))),
+            _ => Err(ConfigError { setting: "members_dns", reason: format!("'{text}' is no NAME:PORT") }),
+        }
+    }
+
     /// The trusted keys, parsed.
     ///
     /// # Errors
@@ -238,12 +284,16 @@ mod tests {
     fn the_defaults_are_valid_and_nonsense_is_named() {
         assert_eq!(NodeConfig::default().validate(), Ok(()));
         type Change = fn(&mut NodeConfig);
-        let cases: [(Change, &str); 10] = [
+        let cases: [(Change, &str); 14] = [
             (|config| config.state = PathBuf::from("relative"), "state"),
             (|config| config.read_deadline_ms = 0, "read_deadline_ms"),
             (|config| config.cluster = "a b".to_owned(), "cluster"),
             (|config| config.cluster = "Prod".to_owned(), "cluster"),
             (|config| config.cluster = "-a".to_owned(), "cluster"),
+            (|config| config.zone = "a b".to_owned(), "zone"),
+            (|config| config.members_dns = Some("10.0.0.1:1".to_owned()), "members_dns"),
+            (|config| config.join_secret = Some(PathBuf::from("relative")), "join_secret"),
+            (|config| (config.join_secret, config.open_swarm) = (Some("/secret".into()), true), "open_swarm"),
             (|config| config.store_budget_bytes = Some(1), "store_budget_bytes"),
             (
                 |config| config.registries.credential_provider_bin_dir = Some("rel".into()),

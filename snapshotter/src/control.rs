@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::UnixStream;
 
 use crate::mounts::users::TreeUse;
-use crate::status::{NodeStatus, WaitingRead, Way};
+use crate::status::{MemberStatus, NodeStatus, WaitingRead, Way};
 
 /// Longest line either way, in bytes: the status of a thousand mounted images.
 const LINE_LEN_MAX_BYTES: u64 = 4 << 20;
@@ -41,6 +41,18 @@ pub enum Request {
     LogLevel {
         /// A level, or a filter in the syntax of `HERMES_LOG`.
         filter: String,
+    },
+    /// Tell who the members of the swarm are.
+    Members,
+    /// Take the certificates of a member back.
+    RevokeMember {
+        /// Its PeerId.
+        peer: String,
+    },
+    /// Tell the members that this node is about to leave, or that it stays.
+    DrainMember {
+        /// It is about to leave.
+        drain: bool,
     },
     /// Tell which trees are in use.
     Drain {
@@ -105,6 +117,13 @@ pub enum Answer {
     Waiting {
         /// The longest first; a thousand of them at most.
         reads: Vec<WaitingRead>,
+    },
+    /// The members of the swarm.
+    Members {
+        /// Changes whenever somebody joins, leaves, drains or is suspected; the same on all nodes that agree.
+        epoch: u64,
+        /// Each of them, this node among them.
+        members: Vec<MemberStatus>,
     },
     /// Which trees are in use; those that were not may be unmounted.
     Drained {

@@ -175,6 +175,29 @@ pub struct FirstPullStatus {
     pub done_bytes: u64,
 }
 
+/// A member of the swarm.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Its PeerId.
+    pub peer: String,
+    /// Whether it is this node.
+    pub me: bool,
+    /// Where it says that it is.
+    pub addresses: Vec<String>,
+    /// Its zone; empty where there are none.
+    pub zone: String,
+    /// It is about to leave.
+    pub drain: bool,
+    /// It has no room for more.
+    pub full: bool,
+    /// Somebody could not reach it, and it has not answered to that yet.
+    pub suspected: bool,
+    /// Whether this node is connected to it.
+    pub connected: bool,
+    /// When its certificate ends, in seconds since 1970; none in an open swarm.
+    pub certificate_until: Option<u64>,
+}
+
 /// The whole answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {

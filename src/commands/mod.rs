@@ -6,6 +6,7 @@ mod demo;
 mod doctor;
 mod index;
 mod keeper;
+mod members;
 mod mount;
 mod node;
 mod registry;
@@ -55,6 +56,8 @@ enum Command {
     Complete(mount::CompleteArgs),
     /// Show images, what is present of them, where bytes came from, and who waits.
     Status(status::StatusArgs),
+    /// Show who the members of the swarm are; take a member's certificates back; leave and join again.
+    Members(members::MembersArgs),
     /// Change what the node's daemon logs, while it runs.
     LogLevel(status::LogLevelArgs),
     /// Say what is wrong with this node, and what to do about it.
@@ -111,6 +114,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Unmount(args) => mount::unmount(args).await,
             Command::Complete(args) => mount::complete(args).await,
             Command::Status(args) => status::run(args).await,
+            Command::Members(args) => members::run(args).await,
             Command::LogLevel(args) => status::log_level(args).await,
             Command::Doctor(args) => doctor::run(args).await,
             Command::Node(args) => node::run(*args).await,

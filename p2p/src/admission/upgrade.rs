@@ -145,7 +145,6 @@ where
     let outcome = exchanged.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let (ours, theirs) = outcome.map_err(|source| UpgradeError::Io { peer, source })?;
     if let Err(refusal) = ours {
-        admission.refused(peer, refusal);
         return Err(UpgradeError::Refusing { peer, refusal });
     }
     if theirs != 0 {
@@ -165,6 +164,9 @@ where
     channel.flush().await?;
     let shown = read_hello(channel).await?;
     let verdict = shown.and_then(|shown| admission.check(&peer, shown.as_ref(), unix_now()));
+    if let Err(refusal) = verdict {
+        admission.refused(peer, refusal);
+    }
     channel.write_all(&[verdict.err().map_or(0, Refusal::code)]).await?;
     channel.flush().await?;
     let mut theirs = [0];

@@ -29,6 +29,8 @@ mod list;
 pub mod provider;
 pub(crate) mod roster;
 pub(crate) mod saved;
+#[cfg(test)]
+mod scale;
 mod sync;
 mod table;
 pub(crate) mod task;

@@ -1,7 +1,9 @@
 //! Real swarms over loopback TCP: exchange, discovery, and peers that mean harm.
 
+mod admission;
 mod common;
 mod discovery;
 mod exchange;
 mod hostile_askers;
 mod hostile_holders;
+mod members;

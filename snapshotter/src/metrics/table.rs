@@ -1,5 +1,7 @@
 //! The table.
 
+use hermes_p2p::Refusal;
+
 use crate::credentials::Provider;
 
 use super::recorded::{ArrivedFrom, Decision, FirstPullEnd, ReadFailure};
@@ -61,6 +63,17 @@ const PROVIDERS: &[&str] = &[
     Provider::DockerConfig.name(),
 ];
 
+const REFUSALS: &[&str] = &[
+    Refusal::NoCertificate.name(),
+    Refusal::Malformed.name(),
+    Refusal::OtherCluster.name(),
+    Refusal::OtherPeer.name(),
+    Refusal::Expired.name(),
+    Refusal::NotYet.name(),
+    Refusal::Revoked.name(),
+    Refusal::UnknownIssuer.name(),
+];
+
 use Kind::{Counter, Gauge, Histogram};
 
 /// Every metric of a node.
@@ -101,5 +114,7 @@ pub const METRICS: &[Metric] = &[
     metric("hermes_store_damaged_chunks_total", Counter, "chunks", None, "Chunks whose bytes were gone when they were read, and that were fetched again"),
     metric("hermes_peers_connected", Gauge, "peers", None, "Peers that are connected"),
     metric("hermes_peers_banned", Gauge, "peers", None, "Peers that are refused for now because they sent wrong bytes"),
+    metric("hermes_peers_refused_total", Counter, "connections", Some(("reason", REFUSALS)), "Connections with peers that this node did not let in, or cut off, by reason"),
+    metric("hermes_members", Gauge, "members", Some(("state", &["eligible", "drain", "full", "suspected"])), "Members of the swarm, this node included: those that may own extents, and those that may not, by why; one may be counted twice there"),
     metric("hermes_peer_bans_total", Counter, "bans", None, "Times that a peer was banned"),
 ];

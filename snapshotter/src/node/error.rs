@@ -60,6 +60,9 @@ pub enum NodeError {
         /// What is wrong with it and what to do.
         reason: String,
     },
+    /// The join secret cannot be used.
+    #[error(transparent)]
+    JoinSecret(Box<hermes_p2p::admission::join_secret::JoinSecretError>),
     /// containerd's snapshots.
     #[error(transparent)]
     Snapshots(#[from] crate::snapshots::ServiceError),
@@ -217,9 +220,9 @@ impl NodeError {
         match self {
             Self::NotRoot => FailureClass::Denied,
             Self::Config(_) | Self::Address(_) => FailureClass::Usage,
-            Self::Io { .. } | Self::Key { .. } | Self::SigningKey { .. } | Self::Store(_) | Self::Peers(_) => {
-                FailureClass::Local
-            }
+            Self::Io { .. } | Self::Key { .. } | Self::SigningKey { .. } | Self::JoinSecret(_) => FailureClass::Local,
+            Self::Peers(error) if matches!(**error, hermes_p2p::NodeError::Config(_)) => FailureClass::Usage,
+            Self::Store(_) | Self::Peers(_) => FailureClass::Local,
             Self::StateVersion(_) | Self::Supervisor(_) => FailureClass::Local,
             Self::Peer { .. } | Self::Unknown { .. } => FailureClass::Unreachable,
             Self::Image(error) => find_class(error),

@@ -16,6 +16,7 @@ mod first_pull;
 mod forget;
 pub mod keys;
 mod lazy;
+mod members;
 mod mount;
 mod observe;
 mod record;
@@ -26,7 +27,6 @@ mod snapshots;
 mod ways;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
@@ -35,7 +35,6 @@ use std::time::{Duration, Instant};
 use hermes_image::ids::{ChainId, DiffId, Digest};
 use hermes_image::statement::{PublicKey, SigningKey};
 use hermes_p2p::PeerAddress;
-use hermes_p2p::address::multiaddr_of;
 use hermes_policy::limits::Limits;
 use hermes_store::{DropBehind, LayerUse, Store, StoreConfig, StoreError};
 use parking_lot::Mutex;
@@ -204,7 +203,7 @@ impl Node {
         let (key, trusted) = signing_keys(&config)?;
         let own_indexes = IndexFolder::new(config.state.join(INDEXES_FOLDER));
         let content = Arc::new(NodeContent::new(Arc::clone(&store), own_indexes.clone()));
-        let peers = join_swarm(&config, Arc::clone(&content)).await?;
+        let peers = members::join_swarm(&config, Arc::clone(&content)).await?;
         let artifacts = Artifacts::new(Arc::clone(&store), Some(peers.clone()));
         config.index_folders.iter().for_each(|folder| artifacts.add_folder(IndexFolder::new(folder)));
         artifacts.add_folder(own_indexes);
@@ -469,20 +468,6 @@ async fn open_store(config: &NodeConfig) -> Result<Arc<Store>, NodeError> {
             opened => return Ok(opened?),
         }
     }
-}
-
-async fn join_swarm(config: &NodeConfig, content: Arc<NodeContent>) -> Result<hermes_p2p::Node, NodeError> {
-    let listen = config.listen.as_deref().unwrap_or("127.0.0.1:0");
-    let listen = match listen.parse::<SocketAddr>() {
-        Ok(address) => multiaddr_of(address),
-        Err(_) => listen.parse().map_err(|_| {
-            NodeError::Address(format!("listen: '{listen}' is no address; write IP:PORT or /ip4/IP/tcp/PORT"))
-        })?,
-    };
-    let cluster = config.cluster_id()?;
-    let mut settings = hermes_p2p::NodeConfig::new(cluster, config.state.join("identity"), listen);
-    settings.peers = config.peers.iter().map(|peer| peer_address("peers", peer)).collect::<Result<_, _>>()?;
-    Ok(hermes_p2p::Node::start(settings, content).await?)
 }
 
 fn peer_address(setting: &'static str, text: &str) -> Result<PeerAddress, NodeError> {

@@ -125,7 +125,7 @@ impl Inner {
                         connected = true;
                         break;
                     }
-                    Ok(Err(error)) => last = error.to_string(),
+                    Ok(Err(error)) => last = error.in_full(),
                     Err(_) => last = format!("it does not answer within {CONNECT_TIMEOUT:?}"),
                 }
             }

@@ -136,6 +136,19 @@ impl Inner {
         values.set("hermes_asks_running", "registry", fetch.asks_origin as u64);
         values.set("hermes_peers_connected", "", fetch.peers_up as u64);
         values.set("hermes_peers_banned", "", fetch.peers_banned as u64);
+        let members = self.peers.members().borrow().clone();
+        values.set(
+            "hermes_members",
+            "eligible",
+            members.members().iter().filter(|member| member.eligible()).count() as u64,
+        );
+        values.set("hermes_members", "drain", members.members().iter().filter(|member| member.drain).count() as u64);
+        values.set("hermes_members", "full", members.members().iter().filter(|member| member.full).count() as u64);
+        let suspected = members.members().iter().filter(|member| member.suspected).count();
+        values.set("hermes_members", "suspected", suspected as u64);
+        for (refusal, count) in self.peers.admission().refusals() {
+            values.set("hermes_peers_refused_total", refusal.name(), count);
+        }
         let origin = self.origin_client.counters();
         values.set("hermes_registry_requests_total", "", origin.requests);
         values.set("hermes_registry_received_bytes_total", "", origin.bytes);

@@ -118,8 +118,18 @@ impl Inner {
                     Ok(Answer::Failed(Failure { message, class }))
                 }
             },
+            Request::Members => Ok(self.members()),
+            Request::RevokeMember { peer } => self.revoke_member(&peer).await,
+            Request::DrainMember { drain } => {
+                self.drain_member(drain);
+                Ok(Answer::Done)
+            }
             Request::Drain { unmount } => self.drain(unmount).await.map(|in_use| Answer::Drained { in_use }),
-            Request::Shutdown => Ok(Answer::Done),
+            Request::Shutdown => {
+                // Others stop asking this node for what they would have to ask somebody else for in a moment.
+                self.drain_member(true);
+                Ok(Answer::Done)
+            }
         }
     }
 

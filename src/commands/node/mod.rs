@@ -39,6 +39,22 @@ pub(crate) struct NodeArgs {
     /// The swarm that this node belongs to.
     #[arg(long, value_name = "NAME", default_value = "default")]
     cluster: String,
+    /// The file with the secret (mode 0600, 32 characters or more) that all nodes of the cluster have. Only who has it is
+    /// let in. Needed, or --open-swarm, when this node listens beyond loopback.
+    #[arg(long, value_name = "FILE", conflicts_with = "open_swarm")]
+    join_secret: Option<PathBuf>,
+    /// Let everybody who reaches this node's port read from it.
+    #[arg(long)]
+    open_swarm: bool,
+    /// The zone (rack, availability zone) of this node. Nodes ask within their zone first.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    zone: String,
+    /// A TOML file that lists nodes of the cluster ([[member]] with address, and peer if known); read again when it changes.
+    #[arg(long = "members", value_name = "FILE")]
+    members_file: Option<PathBuf>,
+    /// A name whose addresses are those of the cluster's nodes, such as a headless service; resolved again and again.
+    #[arg(long, value_name = "NAME:PORT")]
+    members_dns: Option<String>,
     /// A folder of indexes. May be given more than once.
     #[arg(long = "index", value_name = "DIR")]
     index_folders: Vec<PathBuf>,
@@ -228,6 +244,11 @@ async fn serve(args: NodeArgs) -> anyhow::Result<()> {
         listen: args.listen,
         peers: args.peers,
         cluster: args.cluster,
+        join_secret: args.join_secret.map(std::path::absolute).transpose()?,
+        open_swarm: args.open_swarm,
+        zone: args.zone,
+        members_file: args.members_file.map(std::path::absolute).transpose()?,
+        members_dns: args.members_dns,
         index_folders: args.index_folders,
         trusted_keys: args.trusted_keys,
         signing_key: args.signing_key.map(std::path::absolute).transpose()?,
