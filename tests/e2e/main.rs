@@ -12,6 +12,7 @@ mod keeper_load;
 mod lazy_images;
 mod loops;
 mod many;
+mod members;
 mod memory;
 mod mounts;
 mod observe;

@@ -145,6 +145,12 @@ impl Admission {
         }
     }
 
+    /// Whether this node's certificate is of an epoch that is not believed any more.
+    pub(crate) fn is_outdated(&self) -> bool {
+        let epoch_min = self.revocation().map_or(0, |notice| notice.revocation.epoch_min);
+        self.own().is_some_and(|own| own.certificate.epoch < epoch_min)
+    }
+
     /// Until when `peer` may stay without renewal, in seconds since 1970.
     pub fn admitted_until(&self, peer: &PeerId) -> Option<u64> {
         self.admitted.lock().get(peer).copied()
@@ -202,7 +208,8 @@ impl Admission {
     pub(crate) fn refused_by(&self, peer: PeerId, refusal: Option<Refusal>) {
         if self.refusals.may_log(peer, Instant::now()) {
             let reason = refusal.map_or("unknown", Refusal::name);
-            tracing::warn!(%peer, reason, "a peer refuses this node");
+            let advice = refusal.map_or(upgrade::UNKNOWN_REFUSAL, Refusal::advice);
+            tracing::warn!(%peer, reason, "a peer refuses this node: {advice}");
         }
     }
 

@@ -37,7 +37,8 @@ pub const HELLO_LEN_MAX_BYTES: usize = 4096;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is said of a reason that this version does not know.
-const UNKNOWN_REFUSAL: &str = "for a reason that this version does not know; run the same version on both nodes";
+pub(crate) const UNKNOWN_REFUSAL: &str =
+    "for a reason that this version does not know; run the same version on both nodes";
 
 /// A connection that does not come about.
 #[derive(Debug, Error)]

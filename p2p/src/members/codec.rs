@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(frames.iter().map(|frame| frame.entries.len()).collect::<Vec<_>>(), [1024, 1024, 452]);
         assert_eq!(frames.iter().map(|frame| frame.more).collect::<Vec<_>>(), [true, true, false]);
         assert!(frames[0].want.is_empty() && frames[2].want == [1, 2]);
-        assert!(ENTRIES_PER_FRAME_MAX * (2 + super::super::entry::ENTRY_LEN_MAX_BYTES) < FRAME_LEN_MAX_BYTES);
+        const { assert!(ENTRIES_PER_FRAME_MAX * (2 + super::super::entry::ENTRY_LEN_MAX_BYTES) < FRAME_LEN_MAX_BYTES) };
         assert_eq!(News::default().in_frames().len(), 1);
     }
 

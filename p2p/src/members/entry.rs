@@ -92,7 +92,8 @@ impl Entry {
             out.u16(address.port());
         }
         out.short(self.zone.as_str().as_bytes());
-        out.u8(u8::from(self.drain) * FLAG_DRAIN | u8::from(self.full) * FLAG_FULL).u64(self.incarnation);
+        let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        out.u8(flag(self.drain, FLAG_DRAIN) | flag(self.full, FLAG_FULL)).u64(self.incarnation);
         match &self.certificate {
             None => out.u8(0),
             Some(short) => {

@@ -344,7 +344,8 @@ impl Roster {
                 drop(outbox);
                 self.touch();
             }
-            Merged::Renewed => self.touch(),
+            // Shown within a second: at 10,000 members somebody renews five times a second, and a list takes milliseconds.
+            Merged::Renewed => drop(self.changes.fetch_add(1, Ordering::Relaxed)),
             Merged::Known => {}
             Merged::Full => tracing::debug!(%peer, "the member list is full; a node is left out"),
             Merged::Gone(said) => return Ok(Some(*said)),
@@ -379,7 +380,7 @@ impl Roster {
         let outbox = std::mem::take(&mut *self.outbox.lock());
         let now = Instant::now();
         let mut table = self.table.lock();
-        let entries = outbox.entries.iter().filter_map(|key| table.to_push(key, now)).collect();
+        let entries = outbox.entries.iter().filter_map(|key| table.take_push(key, now)).collect();
         drop(table);
         let also = outbox.suspicions.keys().filter_map(PeerKey::peer).filter(|peer| self.is_connected(peer)).collect();
         let notice = if outbox.notice { self.admission.revocation() } else { None };

@@ -96,9 +96,23 @@ impl AsyncWrite for Counted {
     }
 }
 
+/// The list of a node of an open swarm that has met nobody.
+pub(super) fn open_roster() -> Arc<Roster> {
+    roster(None)
+}
+
+/// The list of a node of a closed swarm that has met nobody.
+pub(super) fn closed_roster() -> Arc<Roster> {
+    alone(&Arc::new(Authority(ed25519::Keypair::generate())))
+}
+
 fn alone(authority: &Arc<Authority>) -> Arc<Roster> {
+    roster(Some(Arc::clone(authority) as Arc<dyn Issuer>))
+}
+
+fn roster(issuer: Option<Arc<dyn Issuer>>) -> Arc<Roster> {
     let pair = ed25519::Keypair::generate();
-    let admission = Arc::new(Admission::new(cluster(), Some(Arc::clone(authority) as Arc<dyn Issuer>)));
+    let admission = Arc::new(Admission::new(cluster(), issuer));
     let peer = PeerKey(pair.public().to_bytes()).peer().expect("a key");
     let zone: crate::Zone = "zone-1".parse().expect("a zone");
     admission.renew(peer, zone.clone()).expect("issued");

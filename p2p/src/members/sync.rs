@@ -55,7 +55,10 @@ where
     let ours = roster.greeting();
     write(stream, &Message::Greeting(ours)).await?;
     let (theirs, buckets, news) = match read(stream).await? {
-        Message::Same => return Ok(()),
+        Message::Same => {
+            close(stream).await;
+            return Ok(());
+        }
         Message::Differs(theirs, buckets, news) => (theirs, buckets, news),
         _ => return Err(SyncError::OutOfOrder),
     };
@@ -193,4 +196,93 @@ async fn close<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
         let _ = stream.read(&mut [0]).await;
     };
     let _ = tokio::time::timeout(FRAME_TIMEOUT, ended).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::AsyncWriteExt as _;
+    use libp2p::identity::ed25519;
+    use tokio_util::compat::TokioAsyncReadCompatExt;
+
+    use super::super::codec::Greeting;
+    use super::super::entry::tests::{cluster, said};
+    use super::super::scale::{closed_roster, open_roster};
+    use super::*;
+
+    /// What comes of an exchange that a peer has opened which sends `bytes` and hears nothing.
+    async fn answered(bytes: &[u8]) -> Result<(), SyncError> {
+        let roster = open_roster();
+        let (near, far) = tokio::io::duplex(4 << 20);
+        let (mut near, mut far) = (near.compat(), far.compat());
+        far.write_all(bytes).await.expect("there is room");
+        let outcome = answer(&roster, &mut near).await;
+        assert_eq!(roster.table().list(|_| false).count(), 1, "something hostile was taken");
+        outcome
+    }
+
+    fn telling(news: News) -> Vec<u8> {
+        Message::News(news).encode()
+    }
+
+    #[tokio::test]
+    async fn frames_that_cannot_be_end_the_exchange() {
+        for len in [0_u32, (1 << 20) + 1, u32::MAX] {
+            let error = answered(&len.to_le_bytes()).await.expect_err("refused");
+            assert!(matches!(error, SyncError::Codec(CodecError::FrameLength(_))), "{error}");
+        }
+        let error = answered(&[1, 0, 0, 0, 99]).await.expect_err("refused");
+        assert!(matches!(error, SyncError::Codec(CodecError::Type(99))), "{error}");
+        assert!(matches!(answered(&Message::Same.encode()).await, Err(SyncError::OutOfOrder)));
+        let greeting = Greeting { root: 0, suspicions: 0, notice: 0 };
+        let twice = [Message::Greeting(greeting).encode(), Message::Greeting(greeting).encode()].concat();
+        assert!(matches!(answered(&twice).await, Err(SyncError::OutOfOrder)));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_signed_by_whom_it_is_about_ends_the_exchange() {
+        let (_, entry) = said(1);
+        let forged = Arc::new(entry.clone().sign(&cluster(), &ed25519::Keypair::generate()));
+        let error = answered(&telling(News { entries: vec![forged], ..News::default() })).await.expect_err("refused");
+        assert!(matches!(error, SyncError::Fault(Fault::Entry)), "{error}");
+        let elsewhere = "other".parse().expect("a cluster id");
+        let (pair, entry) = said(1);
+        let foreign = Arc::new(entry.sign(&elsewhere, &pair));
+        let error = answered(&telling(News { entries: vec![foreign], ..News::default() })).await.expect_err("refused");
+        assert!(matches!(error, SyncError::Fault(Fault::Entry)), "{error}");
+    }
+
+    #[test]
+    fn a_suspicion_in_anothers_name_is_a_fault() {
+        let roster = open_roster();
+        let own = roster.table().own().clone();
+        let mut out = crate::canonical::Writer::default();
+        let (pair, entry) = said(1);
+        Suspicion::new(&cluster(), own.entry.key, own.entry.incarnation, &pair).encode(&mut out);
+        let mut bytes = out.finish();
+        let genuine = Suspicion::decode(&mut crate::canonical::Reader::new(&bytes)).expect("reads");
+        // The reporter follows the target and the incarnation.
+        bytes[40..72].copy_from_slice(&said(1).1.key.0);
+        let framed = Suspicion::decode(&mut crate::canonical::Reader::new(&bytes)).expect("reads");
+        let telling = |said: Suspicion| News { suspicions: vec![said], ..News::default() };
+        assert_eq!(roster.take(telling(framed)), Err(Fault::Suspicion));
+        assert_eq!(roster.table().own().entry.incarnation, own.entry.incarnation);
+        assert_eq!(roster.take(telling(genuine)), Ok(Vec::new()));
+        assert!(roster.table().own().entry.incarnation > own.entry.incarnation, "{:?} is not answered", entry.key);
+    }
+
+    #[test]
+    fn who_has_no_certificate_is_no_member_of_a_closed_swarm() {
+        let roster = closed_roster();
+        let (pair, entry) = said(1);
+        let signed = Arc::new(entry.sign(&cluster(), &pair));
+        assert_eq!(roster.take(News { entries: vec![signed], ..News::default() }), Ok(Vec::new()));
+        assert_eq!(roster.table().list(|_| false).count(), 1);
+    }
+
+    #[tokio::test]
+    async fn news_without_end_are_cut_short() {
+        let more = telling(News { more: true, ..News::default() });
+        let endless: Vec<u8> = more.iter().copied().cycle().take(more.len() * 100).collect();
+        assert!(matches!(answered(&endless).await, Err(SyncError::TooLong)));
+    }
 }

@@ -392,7 +392,7 @@ impl Table {
     }
 
     /// The entry of `key`, to be passed on at once; `None` when that was done a moment ago.
-    pub(crate) fn to_push(&mut self, key: &PeerKey, now: Instant) -> Option<Arc<SignedEntry>> {
+    pub(crate) fn take_push(&mut self, key: &PeerKey, now: Instant) -> Option<Arc<SignedEntry>> {
         let own = *key == self.me;
         let record = self.records.get_mut(key)?;
         let recently = record.pushed.is_some_and(|last| now.duration_since(last) < PUSH_EVERY);

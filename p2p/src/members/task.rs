@@ -92,6 +92,7 @@ pub(crate) struct Task {
     renewing: JoinSet<bool>,
     renew_at: Option<Instant>,
     saving: JoinSet<()>,
+    shown_changes: u64,
     saved_changes: u64,
     save_at: Option<Instant>,
     last_save: Option<Instant>,
@@ -150,6 +151,7 @@ impl Task {
             renewing: JoinSet::new(),
             renew_at,
             saving: JoinSet::new(),
+            shown_changes: 0,
             saved_changes: 0,
             save_at: None,
             last_save: None,
@@ -219,9 +221,14 @@ impl Task {
                 self.candidates.left(Seed { peer: Some(peer), address }, now);
             }
         }
+        if self.roster.changes() != self.shown_changes {
+            self.roster.publish();
+            self.note_changes(now);
+        }
         self.close_who_must_go();
         self.roster.grants().sweep(unix_now());
-        if self.renew_at.is_some_and(|due| due <= now) && self.renewing.is_empty() {
+        let due = self.renew_at.is_some_and(|due| due <= now) || self.roster.admission().is_outdated();
+        if due && self.renewing.is_empty() {
             self.renew();
         }
         if self.save_at.is_some_and(|due| due <= now) && self.saving.is_empty() {
@@ -239,6 +246,15 @@ impl Task {
             && let Some(peer) = self.pick_partner()
         {
             self.compare(peer);
+        }
+    }
+
+    /// What has changed is shown, and is saved soon.
+    fn note_changes(&mut self, now: Instant) {
+        self.shown_changes = self.roster.changes();
+        if self.shown_changes != self.saved_changes && self.config.state_path.is_some() && self.save_at.is_none() {
+            let next = self.last_save.map_or(now + SAVE_AFTER, |last| (last + SAVE_EVERY).max(now + SAVE_AFTER));
+            self.save_at = Some(next);
         }
     }
 
@@ -317,11 +333,9 @@ impl Task {
     }
 
     fn on_changed(&mut self, now: Instant) {
+        // Who is connected counts too, which is no change of the roster's own.
         self.roster.publish();
-        if self.config.state_path.is_some() && self.save_at.is_none() {
-            let next = self.last_save.map_or(now + SAVE_AFTER, |last| (last + SAVE_EVERY).max(now + SAVE_AFTER));
-            self.save_at = Some(next);
-        }
+        self.note_changes(now);
         let Some(passing) = self.roster.take_outbox() else { return };
         let mut targets: HashSet<PeerId> = passing.also.into_iter().take(OPENED_MAX).collect();
         let members: Vec<PeerId> = {

@@ -69,9 +69,7 @@ impl Inner {
     /// Takes the certificates of `peer` back.
     pub(super) async fn revoke_member(&self, peer: &str) -> Result<Answer, NodeError> {
         let peer: PeerId = peer.parse().map_err(|_| {
-            NodeError::Address(format!(
-                "'{peer}' is no peer; `hermes members` lists them, and its log names a refused one"
-            ))
+            NodeError::Address(format!("'{peer}' is no PeerId; `hermes members` lists those of the members"))
         })?;
         self.peers.revoke(peer).await?;
         Ok(Answer::Done)
