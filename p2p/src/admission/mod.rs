@@ -218,3 +218,83 @@ impl Admission {
         self.refusals.counts()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use libp2p::identity::Keypair;
+
+    use super::certificate::Zone;
+    use super::join_secret::JoinSecret;
+    use super::*;
+
+    fn peer() -> PeerId {
+        Keypair::generate_ed25519().public().to_peer_id()
+    }
+
+    fn cluster() -> ClusterId {
+        "prod".parse().expect("a cluster id")
+    }
+
+    fn issuer() -> Arc<JoinSecret> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("secret");
+        std::fs::write(&path, "s".repeat(40)).expect("writes");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("protects");
+        Arc::new(JoinSecret::load(&path, &cluster()).expect("loads"))
+    }
+
+    #[test]
+    fn the_newest_notice_counts_and_a_raised_epoch_asks_for_a_new_certificate() {
+        let issuer = issuer();
+        let admission = Admission::new(cluster(), Some(issuer.clone()));
+        let (local, other, now) = (peer(), peer(), unix_now());
+        admission.renew(local, Zone::default()).expect("issued");
+        let old = admission.own().expect("issued");
+        assert!(admission.check(&local, Some(&old), now).is_ok() && !admission.is_outdated());
+
+        let first = Revocation::with(&cluster(), None, &other, 1).expect("made");
+        let second = Revocation { number: 2, epoch_min: 7, ..first.clone() };
+        let forged = Revocation { number: 9, ..first.clone() }.sign(&libp2p::identity::ed25519::Keypair::generate());
+        assert!(!admission.take_revocation(forged), "a stranger's notice was taken");
+        assert!(admission.take_revocation(issuer.revoke(second).expect("signed")));
+        assert!(!admission.take_revocation(issuer.revoke(first).expect("signed")), "an older notice was taken");
+        assert_eq!(admission.check(&local, Some(&old), now), Err(Refusal::Revoked));
+        assert!(admission.is_outdated());
+        admission.renew(local, Zone::default()).expect("issued");
+        assert!(!admission.is_outdated());
+        assert!(admission.check(&local, admission.own().as_deref(), now).is_ok());
+    }
+
+    #[test]
+    fn who_was_let_in_may_stay_until_the_certificate_ends() {
+        let issuer = issuer();
+        let admission = Admission::new(cluster(), Some(issuer.clone()));
+        let (other, now) = (peer(), unix_now());
+        let request = CertificateRequest { cluster: cluster(), peer: other, zone: Zone::default(), epoch_min: 0, now };
+        let shown = issuer.issue(&request).expect("issued");
+        assert_eq!(admission.must_go(&other, now), Some(Refusal::Expired), "somebody unknown may stay");
+        admission.check(&other, Some(&shown), now).expect("let in");
+        assert_eq!(admission.must_go(&other, now + 3660), None);
+        assert_eq!(admission.must_go(&other, now + 3661), Some(Refusal::Expired));
+        let renewed = issuer.issue(&CertificateRequest { now: now + 1800, ..request }).expect("issued");
+        admission.check(&other, Some(&renewed), now + 1800).expect("renewed");
+        assert_eq!(admission.must_go(&other, now + 3661), None);
+        admission.revoke(&other).expect("revokes");
+        assert_eq!(admission.must_go(&other, now), Some(Refusal::Revoked));
+        assert_eq!(Admission::new(cluster(), None).must_go(&other, now), None);
+    }
+
+    #[test]
+    fn the_number_of_admitted_peers_is_bounded() {
+        let admission = Admission::new(cluster(), Some(issuer()));
+        let first = PeerId::random();
+        admission.remember(first, 100, 0);
+        for no in 0..ADMITTED_MAX as u64 {
+            admission.remember(PeerId::random(), 1000 + no, 0);
+        }
+        assert_eq!(admission.admitted.lock().len(), ADMITTED_MAX);
+        assert_eq!(admission.admitted_until(&first), None, "the one that ends first stayed");
+    }
+}

@@ -92,6 +92,8 @@ pub(crate) struct Task {
     renewing: JoinSet<bool>,
     renew_at: Option<Instant>,
     saving: JoinSet<()>,
+    /// Number of the newest notice that was seen.
+    notice: u64,
     shown_changes: u64,
     saved_changes: u64,
     save_at: Option<Instant>,
@@ -151,6 +153,7 @@ impl Task {
             renewing: JoinSet::new(),
             renew_at,
             saving: JoinSet::new(),
+            notice: saved.notice.as_ref().map_or(0, |notice| notice.revocation().number),
             shown_changes: 0,
             saved_changes: 0,
             save_at: None,
@@ -227,8 +230,7 @@ impl Task {
         }
         self.close_who_must_go();
         self.roster.grants().sweep(unix_now());
-        let due = self.renew_at.is_some_and(|due| due <= now) || self.roster.admission().is_outdated();
-        if due && self.renewing.is_empty() {
+        if self.renew_at.is_some_and(|due| due <= now) && self.renewing.is_empty() {
             self.renew();
         }
         if self.save_at.is_some_and(|due| due <= now) && self.saving.is_empty() {
@@ -255,6 +257,15 @@ impl Task {
         if self.shown_changes != self.saved_changes && self.config.state_path.is_some() && self.save_at.is_none() {
             let next = self.last_save.map_or(now + SAVE_AFTER, |last| (last + SAVE_EVERY).max(now + SAVE_AFTER));
             self.save_at = Some(next);
+        }
+        let notice = self.roster.admission().revocation().map_or(0, |notice| notice.revocation().number);
+        if notice != self.notice {
+            self.notice = notice;
+            // Who was taken out must stay out, whenever this node ends.
+            self.save_at = self.save_at.map(|_| now);
+            if self.roster.admission().is_outdated() {
+                self.renew_at = Some(now);
+            }
         }
     }
 
@@ -438,10 +449,10 @@ impl Task {
         if renewed {
             // Others hear of it when they compare.
             self.roster.speak(|_| ());
-            self.renew_at = next_renewal(&self.roster, now);
-        } else {
-            self.renew_at = Some(now + RENEW_AGAIN);
         }
+        // One that was issued while a notice came may be of an epoch that is not believed any more.
+        let is_good = renewed && !self.roster.admission().is_outdated();
+        self.renew_at = if is_good { next_renewal(&self.roster, now) } else { Some(now + RENEW_AGAIN) };
     }
 
     fn save_now(&mut self) {
