@@ -33,17 +33,18 @@ test: ## Everything that CI runs: the checks, then all tests
 check: ## Formatting, lints and dependency rules; warnings are errors
 	@$(call run,build,tools/check)
 
-bench: ## Index, read, file system and memory benchmarks; prints tables
+bench: ## Index, read, file system, memory and swarm benchmarks; prints tables
 	@$(call run,bench,image=$(or $(IMAGE),oci:$$(tools/images spark | tail -n 1)) && \
-		for each in "index $$image" "read $$image" fs cgroup; do \
+		for each in "index $$image" "read $$image" fs cgroup swarm; do \
 			cargo run --locked --release --bin hermes -- bench $$each $(ARGS); done)
 
 fuzz: ## Fuzz every decoder for MINUTES each (default 10)
 	@$(call run,build,tools/fuzz $(MINUTES))
 
-soak: ## The long tests: the daemon killed and upgraded under load for SECONDS (default 300) in each way; hundreds of pods; outages
+soak: ## The long tests: the daemon killed and upgraded under load for SECONDS (default 300) in each way; hundreds of pods; outages; fleets
 	@$(call run,test,HERMES_SOAK_SECONDS=$(SECONDS) unshare --mount --propagation private cargo test --locked \
-		--test e2e -- --nocapture --test-threads 1 keeper_load:: rounds:: many:: outage:: prepare::)
+		--test e2e -- --nocapture --test-threads 1 keeper_load:: rounds:: many:: outage:: prepare:: \
+		fleet::)
 
 clean-cache: ## Remove everything that was built or downloaded
 	rm -rf --one-file-system "$(HERMES_CACHE)"

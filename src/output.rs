@@ -70,6 +70,11 @@ pub(crate) fn bytes(count: u64) -> String {
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// How many percent `part` is of `whole`.
+pub(crate) fn percent(part: u64, whole: u64) -> String {
+    format!("{:.1} %", if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 })
+}
+
 /// A bar of bytes that shows itself on a terminal only.
 pub(crate) fn byte_bar(total_bytes: u64, message: &str) -> ProgressBar {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(total_bytes) } else { ProgressBar::hidden() };

@@ -178,15 +178,25 @@ pub(crate) fn peer_of(address: &Multiaddr) -> Option<PeerId> {
 /// Nodes also claim their bridges and overlays. If the peer claims the very address that it talks from, nothing else is
 /// taken; otherwise everything that is not of this host. Loopback counts only among nodes of one host.
 pub(crate) fn usable(claimed: &[Multiaddr], remote: Option<IpAddr>) -> Vec<Multiaddr> {
-    let sockets: Vec<SocketAddr> = claimed
+    let sockets = sockets_of(claimed, remote);
+    let same: Vec<SocketAddr> = sockets.iter().copied().filter(|socket| Some(socket.ip()) == remote).collect();
+    let chosen = if same.is_empty() { sockets } else { same };
+    chosen.into_iter().take(ADDRESSES_PER_PEER_MAX).map(multiaddr_of).collect()
+}
+
+/// Which addresses of somebody else, told by a peer at `remote`, are worth dialling. Loopback counts only among nodes of
+/// one host: else anybody could make this node dial its own host's services.
+pub(crate) fn reachable(told: &[Multiaddr], remote: Option<IpAddr>) -> Vec<Multiaddr> {
+    sockets_of(told, remote).into_iter().map(multiaddr_of).collect()
+}
+
+fn sockets_of(addresses: &[Multiaddr], remote: Option<IpAddr>) -> Vec<SocketAddr> {
+    addresses
         .iter()
         .filter_map(socket_of)
         .filter(|socket| !socket.ip().is_unspecified())
         .filter(|socket| !socket.ip().is_loopback() || remote.is_some_and(|remote| remote.is_loopback()))
-        .collect();
-    let same: Vec<SocketAddr> = sockets.iter().copied().filter(|socket| Some(socket.ip()) == remote).collect();
-    let chosen = if same.is_empty() { sockets } else { same };
-    chosen.into_iter().take(ADDRESSES_PER_PEER_MAX).map(multiaddr_of).collect()
+        .collect()
 }
 
 #[cfg(test)]

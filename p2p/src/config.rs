@@ -287,6 +287,12 @@ pub struct UploadLimits {
     pub transfers_max: usize,
     /// Most *prefetch* transfers at once; the rest is kept for demand.
     pub prefetch_transfers_max: usize,
+    /// Most claims of one peer that wait for chunks to come.
+    pub claims_per_peer_max: usize,
+    /// Most claims that wait for chunks to come. One costs a few KiB, and holds no transfer while it waits.
+    pub claims_max: usize,
+    /// How long a claim lasts. What was not answered for by then is lacking; its asker has long turned to somebody else.
+    pub claim_timeout: Duration,
     /// Bytes per second, if limited.
     pub bytes_per_second: Option<NonZeroU64>,
     /// Requests per second of one peer, with bursts of two seconds' worth.
@@ -307,6 +313,9 @@ impl Default for UploadLimits {
             transfers_per_peer_max: 8,
             transfers_max: 64,
             prefetch_transfers_max: 48,
+            claims_per_peer_max: 64,
+            claims_max: 1024,
+            claim_timeout: Duration::from_secs(30),
             bytes_per_second: None,
             requests_per_second_per_peer: 500,
             watchers_max: 32,
@@ -324,6 +333,9 @@ impl UploadLimits {
         at_least("transfers_max", self.transfers_max, 1, "at least 1")?;
         let prefetch = self.prefetch_transfers_max;
         at_least("transfers_max", self.transfers_max, prefetch, "at least prefetch_transfers_max")?;
+        at_least("claims_per_peer_max", self.claims_per_peer_max, 1, "at least 1")?;
+        at_least("claims_max", self.claims_max, 1, "at least 1")?;
+        at_least("claim_timeout", self.claim_timeout, Duration::from_millis(100), "at least 100 ms")?;
         at_least("requests_per_second_per_peer", self.requests_per_second_per_peer, 1, "at least 1")?;
         at_least("stall_timeout", self.stall_timeout, Duration::from_millis(10), "at least 10 ms")?;
         at_least("stream_idle_timeout", self.stream_idle_timeout, self.stall_timeout, "at least stall_timeout")
@@ -343,8 +355,13 @@ pub struct DownloadLimits {
     pub compression: bool,
     /// Time to connect and open a stream.
     pub open_timeout: Duration,
+    /// Time to connect to a peer that is asked for chunks: a reader waits, and another holder or the registry is quicker
+    /// than a dial that takes longer than this. The dial itself goes on, so that the next ask may find the peer connected.
+    pub dial_timeout: Duration,
     /// How long a peer may take for the next frame.
     pub stall_timeout: Duration,
+    /// How long a peer may hold this node off with PENDING since it last answered for a chunk.
+    pub pending_max: Duration,
     /// Pooled streams unused for this long are closed rather than used, well before the other end does so.
     pub stream_idle_timeout: Duration,
     /// Longest artifact accepted, in bytes. A table of contents of a million files has about 100 MB.
@@ -361,7 +378,9 @@ impl Default for DownloadLimits {
             pooled_peers_max: 256,
             compression: true,
             open_timeout: Duration::from_secs(5),
+            dial_timeout: Duration::from_millis(250),
             stall_timeout: Duration::from_secs(10),
+            pending_max: Duration::from_secs(5),
             stream_idle_timeout: Duration::from_secs(300),
             artifact_len_max_bytes: 256 << 20,
             artifacts_len_max_bytes: 512 << 20,
@@ -376,6 +395,8 @@ impl DownloadLimits {
         at_least("streams_per_peer_max", self.streams_per_peer_max, prefetch + 1, "more than the prefetch streams")?;
         at_least("pooled_peers_max", self.pooled_peers_max, 1, "at least 1")?;
         at_least("open_timeout", self.open_timeout, Duration::from_millis(100), "at least 100 ms")?;
+        at_least("dial_timeout", self.dial_timeout, Duration::from_millis(10), "at least 10 ms")?;
+        at_least("pending_max", self.pending_max, Duration::from_millis(100), "at least 100 ms")?;
         at_least("stall_timeout", self.stall_timeout, Duration::from_millis(10), "at least 10 ms")?;
         let most = self.artifact_len_max_bytes;
         at_least("artifacts_len_max_bytes", self.artifacts_len_max_bytes, most, "at least artifact_len_max_bytes")?;

@@ -43,7 +43,9 @@ pub use admission::refusal::Refusal;
 pub use canonical::{DecodeError, PeerKey, unix_now};
 pub use config::{ClusterId, Discovery, DownloadLimits, NodeConfig, Transport, UploadLimits};
 pub use error::{ErrorClass, NodeError};
-pub use exchange::{Arrival, Class, Content, ExchangeError, Fetch, HaveNews, Watch};
+pub use exchange::{
+    Arrival, Asking, Claim, Class, Content, Desk, Duty, ExchangeError, Fetch, HaveNews, OpenDesk, Ruling, Want, Watch,
+};
 pub use libp2p::{Multiaddr, PeerId};
 pub use members::{Member, MemberList, MembersConfig};
 pub use node::{Node, PeerEvent};

@@ -23,12 +23,13 @@ use crate::canonical::ed25519_of;
 use crate::config::NodeConfig;
 use crate::error::NodeError;
 use crate::exchange::client::Client;
-use crate::exchange::codec::Class;
 use crate::exchange::compress::Codecs;
+use crate::exchange::limits::Gate;
 use crate::exchange::pool::Pool;
 use crate::exchange::progress::Progress;
-use crate::exchange::server::{self, Server};
-use crate::exchange::{Content, ExchangeError, Fetch, Watch};
+use crate::exchange::proofs::Proofs;
+use crate::exchange::server::{self, Server, Sources};
+use crate::exchange::{Asking, Content, Desk, ExchangeError, Fetch, Watch};
 use crate::identity;
 use crate::members::MemberList;
 use crate::members::codec::News;
@@ -62,6 +63,7 @@ struct Inner {
     client: Arc<Client>,
     progress: Arc<Progress>,
     roster: Arc<Roster>,
+    gate: Arc<Gate>,
     _end: DropGuard,
 }
 
@@ -72,12 +74,12 @@ impl std::fmt::Debug for Node {
 }
 
 impl Node {
-    /// Starts a node that gives `content` to others, and returns when it listens. It looks for its configured peers from
-    /// then on.
+    /// Starts a node that gives `content` to others, as `desk` allows and decides, and returns when it listens. It looks
+    /// for its configured peers from then on.
     ///
     /// # Errors
     /// When the configuration or the identity is not usable, or a listen address cannot be bound.
-    pub async fn start(config: NodeConfig, content: Arc<dyn Content>) -> Result<Self, NodeError> {
+    pub async fn start(config: NodeConfig, content: Arc<dyn Content>, desk: Arc<dyn Desk>) -> Result<Self, NodeError> {
         config.validate()?;
         let path = config.identity_path.clone();
         let key = tokio::task::spawn_blocking(move || identity::load_or_create(&path)).await;
@@ -106,7 +108,9 @@ impl Node {
         let (queue, queued) = server::queue();
         let stop = cancel.clone();
         tasks.spawn(async move { stop.run_until_cancelled(server::accept(incoming, queue)).await });
-        let server = Server::new(content, Arc::clone(&codecs), Arc::clone(&progress), config.upload.clone());
+        let sources = Sources { content, desk, codecs: Arc::clone(&codecs), progress: Arc::clone(&progress) };
+        let server = Server::new(sources, commands.clone(), config.upload.clone());
+        let gate = Arc::clone(server.gate());
         tasks.spawn(server.run(queued, tasks.clone(), cancel.clone()));
 
         tasks.spawn(task::answer(Arc::clone(&roster), members_incoming, cancel.clone()));
@@ -121,12 +125,14 @@ impl Node {
         tasks.spawn(Task::new(Arc::clone(&roster), config.members.clone(), wires, &saved).run());
 
         let client = Arc::new(Client {
+            local,
             control,
             protocol,
             pool: Pool::new(config.download.clone()),
             commands,
             shared: Arc::clone(&shared),
             codecs,
+            proofs: Proofs::new(Arc::clone(roster.grants())),
             artifact_memory: Client::artifact_memory(&config.download),
             limits: config.download.clone(),
             tasks: tasks.clone(),
@@ -137,7 +143,7 @@ impl Node {
         let owner = Owner::new(swarm, config, shared, inbox, roster.list(), cancel.clone(), early);
         tasks.spawn(owner.run());
         tasks.close();
-        Ok(Self { inner: Arc::new(Inner { local, client, progress, roster, _end: cancel.drop_guard() }) })
+        Ok(Self { inner: Arc::new(Inner { local, client, progress, roster, gate, _end: cancel.drop_guard() }) })
     }
 
     /// The name of this node.
@@ -153,6 +159,11 @@ impl Node {
     /// The peers that this node is connected to.
     pub fn peers(&self) -> Vec<PeerId> {
         self.inner.client.shared.peers.read().iter().copied().collect()
+    }
+
+    /// Bytes of chunks that went to `peer` since the node started, as they were sent.
+    pub fn sent_bytes(&self, peer: &PeerId) -> u64 {
+        self.inner.gate.sent_bytes(peer)
     }
 
     /// News of peers from now on. A listener that is more than 256 behind loses the oldest and is told so.
@@ -226,6 +237,15 @@ impl Node {
         self.inner.client.commands.send(Command::Withdraw { layer }).await.map_err(|_| NodeError::Closed)
     }
 
+    /// How many bytes the DHT's records of other nodes take here; at most
+    /// [`records_len_max_bytes`](crate::Discovery::records_len_max_bytes).
+    ///
+    /// # Errors
+    /// When the node is shutting down.
+    pub async fn records_len_bytes(&self) -> Result<usize, NodeError> {
+        self.command("counting records", |reply| Command::RecordsLen { reply }).await
+    }
+
     /// The members of the cluster as this node knows them now, itself among them, and every later version.
     pub fn members(&self) -> watch::Receiver<Arc<MemberList>> {
         self.inner.roster.list()
@@ -281,11 +301,46 @@ impl Node {
         self.inner.progress.grown(layer);
     }
 
-    /// Fetches `chunks` of the layer of `table` from `peer`. Each chunk is checked before it is handed out.
+    /// Asks `peer` for chunks of the layer of `table`. Each chunk is checked before it is handed out.
     ///
     /// Must be called within a tokio runtime. Dropping the result cancels the transfer.
-    pub fn fetch(&self, peer: PeerId, table: &ChunkTable, chunks: Runs, class: Class, deadline: Instant) -> Fetch {
-        Fetch::start(Arc::clone(&self.inner.client), peer, table.clone(), chunks, class, deadline)
+    pub fn fetch(&self, peer: PeerId, table: &ChunkTable, asking: Asking, deadline: Instant) -> Fetch {
+        Fetch::start(Arc::clone(&self.inner.client), peer, table.clone(), asking, deadline)
+    }
+
+    /// Presents `grant`, 1 to 1,024 bytes, to `peer`; whether the peer takes it.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// When the peer is busy, cannot be reached, or breaks the protocol, or the grant is too long.
+    pub async fn present_grant(&self, peer: PeerId, grant: Bytes, deadline: Instant) -> Result<bool, ExchangeError> {
+        let client = &self.inner.client;
+        client.while_open(client.present_grant(peer, grant, deadline)).await
+    }
+
+    /// Has the issuer grant `layers` to this node for `life`, and keeps that. What is asked of a layer and denied is asked
+    /// again with its grant from then on. Does nothing in an open swarm.
+    ///
+    /// # Errors
+    /// When the issuer does not grant, there is no room, or the node is shutting down.
+    pub async fn grant_own(&self, layers: Vec<DiffId>, life: Duration) -> Result<(), NodeError> {
+        let (grants, local) = (Arc::clone(self.grants()), self.inner.local);
+        let issued = tokio::task::spawn_blocking(move || grants.issue_own(&local, &layers, life)).await;
+        Ok(issued.map_err(|_| NodeError::Closed)??)
+    }
+
+    /// Shows `peer` this node's own grants for `layers`, as far as the peer has not seen them on this connection: for
+    /// artifacts and statements that it denies. Whether there were such and the peer has taken them, so that asking again
+    /// is worth it.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// As [`Self::present_grant`].
+    pub async fn show_grants(&self, peer: PeerId, layers: &[DiffId], deadline: Instant) -> Result<bool, ExchangeError> {
+        let client = &self.inner.client;
+        client.while_open(client.show_all(peer, layers, deadline)).await
     }
 
     /// What `peer` has of the layer of `table`. It may have more: maps in very many pieces are cut short.
@@ -414,8 +469,12 @@ async fn tidy(client: Arc<Client>) {
         tokio::select! {
             () = client.cancel.cancelled() => return,
             event = events.recv() => match event {
-                Ok(PeerEvent::Down(peer)) => client.pool.forget(&peer),
-                Ok(PeerEvent::Up(_)) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Ok(PeerEvent::Down(peer)) => {
+                    client.pool.forget(&peer);
+                    client.proofs.forget(&peer);
+                }
+                Ok(PeerEvent::Up(_)) => {}
+                Err(broadcast::error::RecvError::Lagged(_)) => client.proofs.forget_all(),
                 Err(broadcast::error::RecvError::Closed) => return,
             },
             now = sweep.tick() => client.pool.sweep(now),

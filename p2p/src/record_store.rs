@@ -81,7 +81,6 @@ impl ProviderStore {
     }
 
     /// Bytes that the records of others take.
-    #[cfg(test)]
     pub(crate) fn len_bytes(&self) -> usize {
         self.len_bytes
     }

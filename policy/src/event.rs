@@ -6,16 +6,18 @@
 //!   asked for it, and *before* the [`Event::AskEnded`] of the ask that brought it.
 //! - Every ask ends with one `AskEnded`, except after [`Action::Cancel`], when it may. Facts about asks, reads, peers
 //!   and layers that policy does not know change nothing.
+//! - A claim ends with one [`Event::ClaimEnded`], whether all of it was ruled on or not. Claims' numbers are below 2^63.
 //! - Whoever promises and never delivers loses the promise: policy cancels an ask that shows no sign of life.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use hermes_image::ids::DiffId;
+use hermes_image::ids::{ChunkRange, DiffId};
 use hermes_image::runs::Runs;
 
 use crate::class::{Class, ErrorClass};
 use crate::geometry::LayerGeometry;
+use crate::members::{Duty, Members};
 use crate::time::{Duration, Instant};
 
 /// A peer, by the driver's own number. A number is never given to another peer.
@@ -34,6 +36,51 @@ pub struct ReadId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AskId(pub u64);
 
+/// A question of another node that waits for rulings, by the driver's own number. A number is never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClaimId(pub u64);
+
+/// What is expected of a peer that is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Want {
+    /// What it has, or what is on its way to it.
+    Here,
+    /// That it gets them, or says who else has them: it owns their extent.
+    Owner {
+        /// For whom it is to act.
+        duty: Duty,
+        /// Whom it named before did not have them.
+        again: bool,
+        /// The asker's own registry would give them, if the owner left them to it.
+        can_read: bool,
+    },
+}
+
+/// What is answered to a claim, for some of its chunks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ruling {
+    /// They are here or on their way: send them when they are.
+    Give(Runs),
+    /// They are not here, and do not come.
+    Lacks(Runs),
+    /// Others have them or are about to; at most [`crate::limits::Limits::referral_peers`].
+    Refer {
+        /// The chunks.
+        chunks: Runs,
+        /// Who.
+        peers: Vec<PeerNo>,
+    },
+    /// The claimant reads them itself, and the next claimants are sent to it.
+    Delegate(Runs),
+    /// What was promised waits because the registry asked for rest.
+    RegistryRests(Duration),
+    /// This node does not own the extent.
+    NotMine {
+        /// Of the member list that says so.
+        epoch: u64,
+    },
+}
+
 /// Where chunks can come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
@@ -43,6 +90,37 @@ pub enum Source {
     Peer(PeerNo),
     /// The layer's registry.
     Origin,
+}
+
+/// Why just this source is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The peer has said that it has all of the chunks.
+    Holder,
+    /// Somebody who owns or reads the chunks has named the peer.
+    Named,
+    /// The peer owns the extent.
+    Owner {
+        /// For whom.
+        duty: Duty,
+        /// How many would be asked before it.
+        rank: usize,
+    },
+    /// An earlier ask takes too long.
+    Hedge,
+    /// Other nodes want the chunks from this one, as the owner of their extent.
+    ForOthers,
+    /// An owner has left the chunks to this node.
+    Delegated,
+    /// This node is itself among the owners of the extent.
+    OwnTurn {
+        /// How many owners come before it.
+        rank: usize,
+    },
+    /// No owner of the extent can be reached.
+    NobodyOwns,
+    /// There is no swarm with owners.
+    NoSwarm,
 }
 
 /// How an ask ended.
@@ -70,6 +148,11 @@ pub enum Outcome {
     Lacks {
         /// The chunks.
         chunks: Runs,
+    },
+    /// The peer does not own the extent.
+    NotMine {
+        /// Of the member list that says so.
+        epoch: u64,
     },
 }
 
@@ -134,6 +217,57 @@ pub enum Event {
     HoldersFound {
         /// The layer.
         layer: DiffId,
+    },
+    /// The member list has changed. Members may be asked whether there is a connection or not.
+    MembersChanged {
+        /// All of it.
+        members: Arc<Members>,
+    },
+    /// Another node asks for what it did not find.
+    Claimed {
+        /// Its name from now on.
+        claim: ClaimId,
+        /// Who asks; a peer that has a number.
+        peer: PeerNo,
+        /// The layer; need not be open here.
+        layer: DiffId,
+        /// The chunks, by the claimant's count.
+        chunks: Runs,
+        /// The extent that they belong to, by the claimant's count; empty when `want` is [`Want::Here`].
+        extent: ChunkRange,
+        /// Why.
+        class: Class,
+        /// What is expected.
+        want: Want,
+    },
+    /// Nobody waits for rulings on the claim any more.
+    ClaimEnded {
+        /// The claim.
+        claim: ClaimId,
+    },
+    /// The peer names others for chunks that it was asked for.
+    AskReferred {
+        /// The ask.
+        ask: AskId,
+        /// The chunks.
+        chunks: Runs,
+        /// Who has them, or is about to.
+        peers: Vec<PeerNo>,
+    },
+    /// The owner leaves it to this node to read chunks from where the owner would have: the registry, or the owner among
+    /// all.
+    AskDelegated {
+        /// The ask.
+        ask: AskId,
+        /// The chunks; those beyond the extent that was asked about are ignored.
+        chunks: Runs,
+    },
+    /// The peer works on the ask and has nothing yet.
+    AskPending {
+        /// The ask.
+        ask: AskId,
+        /// For how long the registry asked the peer to leave it alone, if it did.
+        registry_rests: Option<Duration>,
     },
     /// A read wants these chunks.
     ReadNeeds {
@@ -234,8 +368,26 @@ pub enum Action {
         chunks: Runs,
         /// Why.
         class: Class,
+        /// What is expected of the peer.
+        want: Want,
+        /// Why this peer.
+        reason: Reason,
+        /// The extent of the chunks; empty when `want` is [`Want::Here`].
+        extent: ChunkRange,
         /// Longest time without a byte, after which the driver ends the ask as transient.
         timeout: Duration,
+    },
+    /// Answer (a part of) a claim.
+    Rule {
+        /// The claim.
+        claim: ClaimId,
+        /// The answer.
+        ruling: Ruling,
+    },
+    /// The member did not answer: let the others know.
+    Suspect {
+        /// The member.
+        peer: PeerNo,
     },
     /// Read neighbouring spans from the registry in one request, and decode them. All chunks of the spans that are
     /// not here yet are worth storing, whoever asked for them.
@@ -250,6 +402,8 @@ pub enum Action {
         spans: Range<u32>,
         /// Why.
         class: Class,
+        /// Why the registry.
+        reason: Reason,
         /// Longest time without a byte, after which the driver ends the ask as transient.
         timeout: Duration,
     },
@@ -363,6 +517,23 @@ pub struct FailCause {
     pub holders: usize,
 }
 
+/// A peer as the policy sees it, for `hermes status --peers`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PeerView {
+    /// Smoothed time to its first byte.
+    pub latency: Duration,
+    /// Smoothed time for each KiB after that.
+    pub cost_per_kib: Duration,
+    /// Asks under way.
+    pub asks: usize,
+    /// Open layers of which it has said that it has something, or somebody has.
+    pub holds: usize,
+    /// How much longer it is left alone, after a failure or because it is busy.
+    pub rests: Duration,
+    /// How much longer it is banned.
+    pub banned: Duration,
+}
+
 /// What waits and what is under way, for `hermes status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Status {
@@ -382,4 +553,6 @@ pub struct Status {
     pub peers_banned: usize,
     /// Layers that are open.
     pub layers: usize,
+    /// Claims of others that wait for chunks.
+    pub claims: usize,
 }

@@ -166,6 +166,17 @@ impl LayerGeometry {
         (after > 0).then(|| after as u32 - 1)
     }
 
+    /// The extent that holds `chunk`: the neighbouring spans that begin in the same `extent_bytes` of logical bytes. So
+    /// extents never share a span, and every node finds the same ones. `None` while spans are not known.
+    pub fn extent_of(&self, chunk: u32, extent_bytes: u64) -> Option<ChunkRange> {
+        let spans = self.spans.as_ref()?;
+        let place = |span: &Span| self.start_bytes(span.first_chunk) / extent_bytes.max(1);
+        let own = place(spans.get(self.span_of(chunk)? as usize)?);
+        let first = spans.partition_point(|span| place(span) < own) as u32;
+        let end = spans.partition_point(|span| place(span) <= own) as u32;
+        Some(self.span_chunks(&(first..end)))
+    }
+
     /// The chunks of a run of spans; empty while spans are not known.
     pub fn span_chunks(&self, spans: &Range<u32>) -> ChunkRange {
         let Some(all) = self.spans.as_ref().filter(|_| !spans.is_empty()) else { return 0..0 };
@@ -217,6 +228,22 @@ mod tests {
             (10..90, 10..40, 0..0)
         );
         assert_eq!((layer.first_span_beyond(0, 40), layer.first_span_beyond(0, 90)), (1, 2));
+    }
+
+    #[test]
+    fn extents_are_whole_spans_and_cover_the_layer() {
+        let spans = (0..10).map(|no| span(no * 3, u64::from(no), u64::from(no) + 1)).collect();
+        let layer = LayerGeometry::new([65_536; 30]).and_then(|layer| layer.with_spans(spans)).expect("valid");
+        // Spans begin at 0, 3, 6 ... chunks; those that begin below 8, 16, 24 chunks belong together.
+        let extents: Vec<_> =
+            (0..30).map(|chunk| layer.extent_of(chunk, 8 * 65_536).expect("spans are known")).collect();
+        let expected = [0..9, 9..18, 18..24, 24..30];
+        for (chunk, extent) in extents.into_iter().enumerate() {
+            assert!(expected.contains(&extent) && extent.contains(&(chunk as u32)), "{chunk}: {extent:?}");
+        }
+        assert_eq!(layer.extent_of(5, 0), Some(3..6), "each span for itself");
+        assert_eq!(layer.extent_of(5, u64::MAX), Some(0..30));
+        assert_eq!(LayerGeometry::new([512]).expect("valid").extent_of(0, 1), None);
     }
 
     #[test]

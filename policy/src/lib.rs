@@ -6,7 +6,8 @@
 //! out its requests ([`event::Action`]). The node daemon and the simulator drive the same code, and a recorded trace of
 //! events gives the same actions every time: all state is integers in ordered containers.
 //!
-//! Data flows: facts -> [`flight::Flight::handle`] -> requests. [`peers`] chooses among holders, [`readahead`] guesses
+//! Data flows: facts -> [`flight::Flight::handle`] -> requests. [`peers`] chooses among holders, [`members`] says who
+//! owns what, [`readahead`] guesses
 //! what a reader wants next, [`class`] says what a failure means and [`limits`] bounds everything.
 
 pub mod class;
@@ -15,6 +16,7 @@ pub mod evict;
 pub mod flight;
 pub mod geometry;
 pub mod limits;
+pub mod members;
 pub mod peers;
 pub mod readahead;
 pub mod rng;

@@ -116,6 +116,40 @@ pub struct Limits {
     /// Times in a row that an origin may send wrong bytes before it counts as refused.
     pub origin_wrong_bytes: u32,
 
+    /// Logical bytes of an extent, the unit that has owners. The same on all nodes of a cluster.
+    pub extent_bytes: u64,
+    /// Owners of an extent that stand in for each other.
+    pub owner_ranks: usize,
+    /// The owner of rank *i* may turn to the registry *i* times the longer of this and three times the p90 of peers'
+    /// latencies after it was first asked (design, section 6).
+    pub rank_wait_min: Duration,
+    /// How long an owner that failed is passed over for the extent.
+    pub owner_rest: Duration,
+    /// How long a read waits for others when its own registry refuses the layer and no owner has it.
+    pub refused_patience: Duration,
+    /// Most asks a second that a node makes of the registry for extents whose owners are all out of reach.
+    pub unowned_asks_per_second: u32,
+    /// How long a demand ask that a peer says it works on may bring nothing.
+    pub pending_patience: StallTime,
+    /// Longest time that another node's word rests the registry; it is said again while it holds.
+    pub told_rest_max: Duration,
+    /// Claimants of an extent that an owner serves itself; later ones are sent to these.
+    pub direct_claimants: usize,
+    /// How long an owner remembers whom it has served or delegated.
+    pub claimant_memory: Duration,
+    /// Peers named in one referral.
+    pub referral_peers: usize,
+    /// Claims that wait.
+    pub claims: usize,
+    /// Extents of which an owner remembers claimants.
+    pub books: usize,
+    /// How long what another node claims is worth fetching.
+    pub claim_patience: Duration,
+    /// Bytes asked for twice, in hundredths of what demand asks of peers.
+    pub hedge_percent: u64,
+    /// Shortest time after which a demand ask is put to a second holder, too; the p90 of peers' latencies otherwise.
+    pub hedge_min: Duration,
+
     /// How long demand waits for the first search for holders of a layer before it asks the origin.
     pub lookup_wait: Duration,
     /// After which a search that brought no answer counts as ended; prefetch waits that long.
@@ -142,6 +176,8 @@ pub struct Limits {
 
     /// Expected latency of a peer that was never asked.
     pub peer_latency: Duration,
+    /// Longest latency that is believed of a peer that fails.
+    pub peer_latency_max: Duration,
     /// Expected time per KiB of a peer that was never asked.
     pub peer_cost_per_kib: Duration,
     /// One in so many prefetch choices goes to any holder, to learn of it; 0 for none.
@@ -211,6 +247,28 @@ impl Default for Limits {
             refusal: Duration::from_secs(60),
             origin_wrong_bytes: 3,
 
+            // Eight to ten spans. Small enough that an image of 600 MB has 200 of them, for a hundred owners; large enough
+            // that an owner reads several spans in one request.
+            extent_bytes: 4 * MIB,
+            owner_ranks: 3,
+            rank_wait_min: Duration::from_millis(250),
+            owner_rest: Duration::from_secs(1),
+            refused_patience: Duration::from_secs(10),
+            unowned_asks_per_second: 16,
+            pending_patience: stall(5, 15),
+            told_rest_max: Duration::from_secs(10),
+            // Depth log_4(10,000) < 7; simulated, a node that serves any number takes 15 times as long for 1,000 claimants.
+            direct_claimants: 4,
+            claimant_memory: Duration::from_secs(10),
+            referral_peers: 4,
+            claims: 1024,
+            // An image of 10 GB has 2,500 extents.
+            books: 8192,
+            claim_patience: Duration::from_secs(30),
+            // Design, section 6.
+            hedge_percent: 5,
+            hedge_min: Duration::from_millis(20),
+
             // A search over the swarm takes 4-10 ms (measured, 50 nodes); the registry is 20 ms away.
             lookup_wait: Duration::from_millis(30),
             lookup_end: Duration::from_secs(2),
@@ -224,6 +282,7 @@ impl Default for Limits {
             join_wait: Duration::from_millis(50),
 
             peer_latency: Duration::from_millis(2),
+            peer_latency_max: Duration::from_secs(5),
             // 1 Gbit/s.
             peer_cost_per_kib: Duration::from_micros(8),
             explore_prefetch_one_in: 16,
@@ -262,6 +321,9 @@ impl Limits {
         self.waiting_prefetch_reads = self.waiting_prefetch_reads.min(self.waiting_reads);
         self.runs_per_ask = self.runs_per_ask.max(1);
         self.gather_reads = self.gather_reads.max(1);
+        self.owner_ranks = self.owner_ranks.max(1);
+        self.direct_claimants = self.direct_claimants.max(1);
+        self.referral_peers = self.referral_peers.max(1);
         self.busy_max = self.busy_max.max(self.busy_min);
         self
     }

@@ -4,13 +4,15 @@
 //! us and the new ones at its smoothed cost per KiB. Once in a while any other is taken, so that a peer which was slow
 //! once is measured again. Integers only; time and randomness are arguments.
 //!
+//! Members of the cluster may be asked without a connection: one is made then. So may those that an owner has named.
+//!
 //! A peer that fails rests (backoff with full jitter); one that is busy rests as long as it says; one that sends wrong
 //! bytes is banned for a while, and stays banned when its connection comes back.
 
 use std::collections::BTreeMap;
 
 use crate::class::{Backoff, Class};
-use crate::event::PeerNo;
+use crate::event::{PeerNo, PeerView};
 use crate::limits::{Limits, Load};
 use crate::rng::Rng;
 use crate::time::{Duration, Instant, nanos};
@@ -26,13 +28,16 @@ pub enum Readiness {
     Busy(Instant),
     /// It failed and rests.
     Resting(Instant),
-    /// Not connected, or banned.
+    /// Neither connected nor a member, or banned.
     Gone,
 }
 
 #[derive(Debug, Clone)]
 struct Peer {
     up: bool,
+    member: bool,
+    /// An owner has named it.
+    named: bool,
     latency_ns: u64,
     cost_ns_per_kib: u64,
     load: Load,
@@ -41,12 +46,16 @@ struct Peer {
     backoff: Backoff,
     busy_until: Instant,
     banned_until: Option<Instant>,
+    /// A member whose connection was lost rests until then.
+    lost_until: Instant,
 }
 
 impl Peer {
     fn new(limits: &Limits) -> Self {
         Self {
             up: false,
+            member: false,
+            named: false,
             latency_ns: nanos(limits.peer_latency),
             cost_ns_per_kib: nanos(limits.peer_cost_per_kib),
             load: Load::default(),
@@ -54,7 +63,12 @@ impl Peer {
             backoff: Backoff::default(),
             busy_until: Instant::ZERO,
             banned_until: None,
+            lost_until: Instant::ZERO,
         }
+    }
+
+    fn is_reachable(&self) -> bool {
+        self.up || self.member || self.named
     }
 
     fn is_banned(&self, now: Instant) -> bool {
@@ -66,10 +80,38 @@ impl Peer {
     }
 }
 
-/// All peers. Bounded by [`Limits::peers`]: those that come beyond are not used.
-#[derive(Debug, Clone, Default)]
+/// The time that nine in ten samples keep, followed step by step (Ma, Muthukrishnan, Sandler 2013, with steps that are a
+/// share of the value): no samples are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct P90 {
+    ns: u64,
+}
+
+impl P90 {
+    /// Samples above the value raise it nine times as much as samples below it lower it.
+    fn add(&mut self, sample: Duration) {
+        let step = (self.ns / 128).max(1_000);
+        if nanos(sample) > self.ns {
+            self.ns = self.ns.saturating_add(step * 9 / 2);
+        } else {
+            self.ns = self.ns.saturating_sub(step / 2);
+        }
+    }
+}
+
+/// All peers. Beside the members at most [`Limits::peers`]: those that come beyond are not used.
+#[derive(Debug, Clone)]
 pub struct Peers {
     records: BTreeMap<PeerNo, Peer>,
+    members: usize,
+    latency_p90: P90,
+}
+
+impl Default for Peers {
+    fn default() -> Self {
+        // As if peers were as quick as one that was never asked; a few dozen answers correct it.
+        Self { records: BTreeMap::new(), members: 0, latency_p90: P90 { ns: 10_000_000 } }
+    }
 }
 
 /// KiB of `bytes`, at least one.
@@ -78,30 +120,66 @@ fn kib(bytes: u64) -> u64 {
 }
 
 /// One step of a moving average with weight 1/8, as TCP smooths its round trips (RFC 6298).
-fn smooth(average: &mut u64, sample: u64) {
+pub(crate) fn smooth(average: &mut u64, sample: u64) {
     *average = average.saturating_sub(*average / 8).saturating_add(sample / 8);
 }
 
 impl Peers {
     /// Notes a connection. Says whether the peer is usable: known, and not banned.
     pub fn up(&mut self, peer: PeerNo, now: Instant, limits: &Limits) -> bool {
-        if !self.records.contains_key(&peer) && self.records.len() >= limits.peers {
-            self.records.retain(|_, record| record.up || record.is_banned(now));
-            if self.records.len() >= limits.peers {
-                return false;
-            }
-        }
-        let record = self.records.entry(peer).or_insert_with(|| Peer::new(limits));
-        record.up = true;
+        let Some(record) = self.record(peer, now, limits) else { return false };
+        (record.up, record.lost_until) = (true, Instant::ZERO);
         !record.is_banned(now)
     }
 
-    /// Notes a lost connection. Keeps the record only of a banned peer. The caller has ended the peer's asks.
-    pub fn down(&mut self, peer: PeerNo, now: Instant) {
+    /// Notes that an owner has named the peer. Says whether it can be asked.
+    pub fn named(&mut self, peer: PeerNo, now: Instant, limits: &Limits) -> bool {
+        let Some(record) = self.record(peer, now, limits) else { return false };
+        record.named = true;
+        !record.is_banned(now)
+    }
+
+    /// The record of a peer, if there is room for one.
+    fn record(&mut self, peer: PeerNo, now: Instant, limits: &Limits) -> Option<&mut Peer> {
+        let most = limits.peers + self.members;
+        if !self.records.contains_key(&peer) && self.records.len() >= most {
+            let idle = |record: &Peer| record.load == Load::default();
+            self.records.retain(|_, record| record.up || record.member || record.is_banned(now) || !idle(record));
+            if self.records.len() >= most {
+                return None;
+            }
+        }
+        Some(self.records.entry(peer).or_insert_with(|| Peer::new(limits)))
+    }
+
+    /// Takes over the member list.
+    pub fn set_members(&mut self, members: impl Iterator<Item = PeerNo>, now: Instant, limits: &Limits) {
+        self.records.values_mut().for_each(|record| record.member = false);
+        self.members = 0;
+        for peer in members {
+            self.members += 1;
+            self.records.entry(peer).or_insert_with(|| Peer::new(limits)).member = true;
+        }
+        let idle = |record: &Peer| record.load == Load::default();
+        self.records.retain(|_, record| record.is_reachable() || record.is_banned(now) || !idle(record));
+    }
+
+    /// Number of members.
+    pub(crate) fn member_count(&self) -> usize {
+        self.members
+    }
+
+    /// The time within which nine in ten peers send their first byte.
+    pub fn latency_p90(&self) -> Duration {
+        Duration::from_nanos(self.latency_p90.ns)
+    }
+
+    /// Notes a lost connection. Keeps the record only of a member and of a banned peer. The caller has ended the peer's asks.
+    pub fn down(&mut self, peer: PeerNo, now: Instant, limits: &Limits) {
         let Some(record) = self.records.get_mut(&peer) else { return };
         debug_assert_eq!(record.load, Load::default(), "{peer:?} went down with asks under way");
-        record.up = false;
-        if !record.is_banned(now) {
+        (record.up, record.named, record.lost_until) = (false, false, now + limits.owner_rest);
+        if !record.is_banned(now) && !record.member {
             self.records.remove(&peer);
         }
     }
@@ -115,9 +193,13 @@ impl Peers {
 
     /// Whether the peer may be asked.
     pub fn readiness(&self, peer: PeerNo, class: Class, now: Instant, limits: &Limits) -> Readiness {
-        let Some(record) = self.records.get(&peer).filter(|record| record.up && !record.is_banned(now)) else {
+        let Some(record) = self.records.get(&peer).filter(|record| record.is_reachable() && !record.is_banned(now))
+        else {
             return Readiness::Gone;
         };
+        if record.lost_until > now {
+            return Readiness::Resting(record.lost_until);
+        }
         if let Some(until) = record.backoff.resting(now) {
             return Readiness::Resting(until);
         }
@@ -168,6 +250,7 @@ impl Peers {
 
     /// Learns from an answer: the first byte came after `latency`, all `bytes` after `elapsed`.
     pub(crate) fn answered(&mut self, peer: PeerNo, latency: Duration, elapsed: Duration, bytes: u64) {
+        self.latency_p90.add(latency);
         if let Some(record) = self.records.get_mut(&peer) {
             record.backoff.succeed();
             record.busy_until = Instant::ZERO;
@@ -188,6 +271,16 @@ impl Peers {
     ) {
         if let Some(record) = self.records.get_mut(&peer) {
             record.backoff.fail(now, sent, retry_after, &limits.peer_backoff, rng);
+            // As slow as it would be if it had answered a moment later, and twice as slow the next time.
+            let elapsed = nanos(now.since(sent));
+            record.latency_ns = record.latency_ns.saturating_mul(2).max(elapsed).min(nanos(limits.peer_latency_max));
+        }
+    }
+
+    /// Notes that the peer gave no sign of life: as with a lost connection, it is asked again after a while.
+    pub(crate) fn silent(&mut self, peer: PeerNo, now: Instant, limits: &Limits) {
+        if let Some(record) = self.records.get_mut(&peer) {
+            record.lost_until = now + limits.owner_rest;
         }
     }
 
@@ -204,9 +297,28 @@ impl Peers {
         self.records.values().any(|record| record.up && !record.is_banned(now))
     }
 
-    /// Whether the peer is connected and not banned.
+    /// Whether the peer is connected, a member or named, and not banned.
     pub fn is_usable(&self, peer: PeerNo, now: Instant) -> bool {
-        self.records.get(&peer).is_some_and(|record| record.up && !record.is_banned(now))
+        self.records.get(&peer).is_some_and(|record| record.is_reachable() && !record.is_banned(now))
+    }
+
+    /// Whether there is a connection to the peer.
+    pub fn is_up(&self, peer: PeerNo) -> bool {
+        self.records.get(&peer).is_some_and(|record| record.up)
+    }
+
+    /// The peer as it is seen, without what it holds; `None` for one that is not remembered.
+    pub(crate) fn view(&self, peer: PeerNo, now: Instant) -> Option<PeerView> {
+        let record = self.records.get(&peer)?;
+        let rests = record.backoff.resting(now).unwrap_or_default().max(record.busy_until).max(record.lost_until);
+        Some(PeerView {
+            latency: Duration::from_nanos(record.latency_ns),
+            cost_per_kib: Duration::from_nanos(record.cost_ns_per_kib),
+            asks: (record.load.demand + record.load.prefetch) as usize,
+            holds: 0,
+            rests: rests.since(now),
+            banned: record.banned_until.unwrap_or_default().since(now),
+        })
     }
 
     /// Connected peers, and banned ones.
@@ -309,7 +421,7 @@ mod tests {
         let until = NOW + limits.ban;
         peers.ban(A, until);
         assert_eq!(peers.counts(NOW), (2, 1));
-        peers.down(A, NOW);
+        peers.down(A, NOW, &limits);
         assert!(!peers.up(A, NOW, &limits));
         assert_eq!(peers.readiness(A, Class::Demand, NOW, &limits), Readiness::Gone);
         assert_eq!(peers.readiness(A, Class::Demand, until, &limits), Readiness::Ready);
@@ -317,15 +429,46 @@ mod tests {
     }
 
     #[test]
+    fn members_can_be_asked_without_a_connection_and_keep_what_is_known_of_them() {
+        let limits = limits();
+        let mut peers = Peers::default();
+        let ready = |peers: &Peers, peer| peers.readiness(peer, Class::Demand, NOW, &limits);
+        peers.set_members([A, B].into_iter(), NOW, &limits);
+        assert_eq!((ready(&peers, A), peers.is_up(A)), (Readiness::Ready, false));
+        peers.ban(A, NOW + limits.ban);
+        assert_eq!(ready(&peers, A), Readiness::Gone);
+        peers.up(B, NOW, &limits);
+        peers.down(B, NOW, &limits);
+        assert_eq!(ready(&peers, B), Readiness::Resting(NOW + limits.owner_rest), "it may be gone");
+        assert_eq!(ready(&peers, PeerNo(3)), Readiness::Gone);
+        assert!(peers.named(PeerNo(3), NOW, &limits));
+        assert_eq!(ready(&peers, PeerNo(3)), Readiness::Ready);
+        peers.set_members([PeerNo(3)].into_iter(), NOW, &limits);
+        assert_eq!(peers.len(), 2, "the banned one and the member");
+    }
+
+    #[test]
+    fn the_p90_is_followed() {
+        let mut peers = two();
+        let mut rng = Rng::new(3);
+        for _ in 0..4000 {
+            let latency = Duration::from_micros(rng.below(100_000));
+            peers.answered(A, latency, latency, 1);
+        }
+        let p90 = peers.latency_p90().as_millis();
+        assert!((75..100).contains(&p90), "{p90} ms");
+    }
+
+    #[test]
     fn the_table_is_bounded() {
         let limits = Limits { peers: 2, ..limits() };
         let mut peers = two();
         assert!(!peers.up(PeerNo(3), NOW, &limits));
-        peers.down(A, NOW);
+        peers.down(A, NOW, &limits);
         assert!(peers.up(PeerNo(3), NOW, &limits));
         assert_eq!(peers.len(), 2);
         peers.ban(B, NOW + Duration::from_secs(1));
-        peers.down(B, NOW);
+        peers.down(B, NOW, &limits);
         assert!(!peers.up(A, NOW, &limits), "the banned one is remembered");
         assert!(peers.up(A, NOW + Duration::from_secs(1), &limits), "until the ban ends");
     }

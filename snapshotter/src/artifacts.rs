@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use hermes_image::ids::{ArtifactId, Digest};
+use hermes_image::ids::{ArtifactId, DiffId, Digest};
 use hermes_image::statement::{PublicKey, Statement, StatementError};
 use hermes_image::verify::{Mismatch, Verified};
 use hermes_p2p::{ExchangeError, PeerId};
@@ -44,6 +44,23 @@ struct Refused {
     is_lie: bool,
     /// Why, for the log.
     reason: String,
+}
+
+/// Why no peer gave something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NotGiven {
+    /// Nobody had it, or could be asked.
+    Lacking,
+    /// Somebody has it and does not give it to this node.
+    Denied,
+}
+
+/// Whether `peer` has seen this node's grants for `layers`, so that it may be asked again.
+async fn has_shown(node: &hermes_p2p::Node, peer: PeerId, layers: &[DiffId]) -> bool {
+    node.show_grants(peer, layers, deadline()).await.unwrap_or_else(|error| {
+        tracing::debug!(%peer, %error, "a peer is not shown what this node may read");
+        false
+    })
 }
 
 /// An artifact that should be here and cannot be read.
@@ -90,53 +107,71 @@ impl Artifacts {
         self.folders.read().clone()
     }
 
-    /// The artifact `id`, whole; `None` when nobody has it. Cancel safe.
+    /// The artifact `id` of `layer`, whole; `None` when nobody gives it. Cancel safe.
     ///
     /// # Errors
     /// When it is on this node and cannot be read. A peer that fails is passed over.
-    pub async fn get(&self, id: ArtifactId) -> Result<Option<Verified<Bytes>>, ArtifactError> {
+    pub async fn get(&self, id: ArtifactId, layer: DiffId) -> Result<Option<Verified<Bytes>>, ArtifactError> {
         if let Some(found) = self.local(id).await? {
             return Ok(Some(found));
         }
         let ask = |node: hermes_p2p::Node, peer| async move { node.artifact(peer, id, deadline()).await };
-        let Some(found) = self.ask_peers(id.to_string(), ask, Ok).await else { return Ok(None) };
+        let Ok(found) = self.ask_peers(id.to_string(), &[layer], ask, Ok).await else { return Ok(None) };
         self.keep(found.clone()).await?;
         Ok(Some(found))
     }
 
     /// Asks the connected peers, the next one when one has failed or takes long, until one gives what `check` accepts.
-    /// Who gives what cannot be is banned. Cancel safe.
+    /// Who gives what cannot be is banned. A peer that denies it is shown this node's grants for the layers in `proof`, and
+    /// asked again. Cancel safe.
+    ///
+    /// # Errors
+    /// When nobody gives it, with whether somebody denied it.
     async fn ask_peers<A, T, R>(
         &self,
         what: String,
+        proof: &[DiffId],
         ask: impl Fn(hermes_p2p::Node, PeerId) -> R,
         mut check: impl FnMut(A) -> Result<T, Refused>,
-    ) -> Option<T>
+    ) -> Result<T, NotGiven>
     where
         R: Future<Output = Result<A, ExchangeError>>,
     {
-        let node = self.peers.as_ref()?;
+        let mut not_given = NotGiven::Lacking;
+        let node = self.peers.as_ref().ok_or(not_given)?;
         let mut waiting = node.peers().into_iter();
         let mut asked = FuturesUnordered::new();
         let mut next_at = Instant::now();
         loop {
             let more = asked.len() < PEERS_AT_ONCE && waiting.len() > 0;
             if more && (asked.is_empty() || next_at <= Instant::now()) {
-                let peer = waiting.next()?;
-                let answer = ask(node.clone(), peer);
-                asked.push(async move { (peer, answer.await) });
+                let peer = waiting.next().ok_or(not_given)?;
+                let (node, ask) = (node.clone(), &ask);
+                asked.push(async move {
+                    let answer = match ask(node.clone(), peer).await {
+                        Err(ExchangeError::Denied { .. }) if has_shown(&node, peer, proof).await => {
+                            ask(node.clone(), peer).await
+                        }
+                        answer => answer,
+                    };
+                    (peer, answer)
+                });
                 next_at = Instant::now() + STAGGER;
                 continue;
             }
             let (peer, answer) = tokio::select! {
-                answered = asked.next() => answered?,
+                answered = asked.next() => answered.ok_or(not_given)?,
                 () = tokio::time::sleep_until(next_at), if more => continue,
             };
             let refused = match answer {
                 Ok(answer) => match check(answer) {
-                    Ok(found) => return Some(found),
+                    Ok(found) => return Ok(found),
                     Err(refused) => refused,
                 },
+                Err(error @ ExchangeError::Denied { .. }) => {
+                    not_given = NotGiven::Denied;
+                    Refused { is_lie: false, reason: error.to_string() }
+                }
                 Err(error) => Refused { is_lie: error.class() == ErrorClass::PeerFault, reason: error.to_string() },
             };
             next_at = Instant::now();
@@ -174,7 +209,7 @@ impl Artifacts {
         Ok(kept.await.map_err(|_| ArtifactError::Interrupted)??)
     }
 
-    /// Part of the artifact `id`, which `check` accepts by a name that the caller knows; `None` when nobody has it.
+    /// Part of the artifact `id` of `layer`, which `check` accepts by a name that the caller knows; `None` when nobody has it.
     /// Cancel safe.
     ///
     /// # Errors
@@ -182,6 +217,7 @@ impl Artifacts {
     pub async fn range<T>(
         &self,
         id: ArtifactId,
+        layer: DiffId,
         range: Range<u64>,
         check: impl Fn(Bytes) -> Result<T, Mismatch>,
     ) -> Result<Option<T>, ArtifactError> {
@@ -194,7 +230,7 @@ impl Artifacts {
             async move { node.artifact_range(peer, id, range, deadline()).await }
         };
         let check = |part| check(part).map_err(|error| Refused { is_lie: true, reason: error.to_string() });
-        Ok(self.ask_peers(format!("{id} {range:?}"), ask, check).await)
+        Ok(self.ask_peers(format!("{id} {range:?}"), &[layer], ask, check).await.ok())
     }
 
     /// Part of an artifact that is here.
@@ -212,14 +248,15 @@ impl Artifacts {
     }
 
     /// What a key in `trusted` says about `manifest`, with its signed form; `None` when nobody has a statement that is
-    /// accepted. Cancel safe.
+    /// accepted. `proof` are the image's layers, as far as they are known, for peers that want to see grants. Cancel safe.
     ///
     /// # Errors
-    /// With the reason why the last statement that was found was refused, when none was accepted.
+    /// When peers have one and do not give it to this node; with the reason why the last statement that was found was refused, when none was accepted.
     pub async fn statement(
         &self,
         manifest: Digest,
         trusted: &[PublicKey],
+        proof: &[DiffId],
     ) -> Result<Option<(Statement, Vec<u8>)>, StatementLookupError> {
         let mut refused = None;
         let folders = self.folders.read().clone();
@@ -247,10 +284,12 @@ impl Artifacts {
                 Err(Refused { is_lie, reason })
             }
         };
-        if let Some(found) = self.ask_peers(manifest.to_string(), ask, check).await {
-            return Ok(Some(found));
+        match (self.ask_peers(manifest.to_string(), proof, ask, check).await, refused) {
+            (Ok(found), _) => Ok(Some(found)),
+            (Err(_), Some(error)) => Err(error.into()),
+            (Err(NotGiven::Denied), None) => Err(StatementLookupError::Denied),
+            (Err(NotGiven::Lacking), None) => Ok(None),
         }
-        refused.map_or(Ok(None), |error| Err(error.into()))
     }
 }
 
@@ -263,4 +302,7 @@ pub enum StatementLookupError {
     /// One was found and refused.
     #[error(transparent)]
     Refused(#[from] StatementError),
+    /// Peers have one and hold it back.
+    #[error("peers give its index only to nodes that may read the image; give this node a login for its registry")]
+    Denied,
 }

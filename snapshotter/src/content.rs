@@ -13,6 +13,7 @@ use hermes_store::Store;
 use parking_lot::RwLock;
 
 use crate::index_folder::IndexFolder;
+use crate::privacy::Privacy;
 
 /// The store, as peers see it.
 #[derive(Debug)]
@@ -20,13 +21,15 @@ pub struct NodeContent {
     store: Arc<Store>,
     /// The node's own statements, those of earlier daemons among them.
     own: IndexFolder,
+    privacy: Arc<Privacy>,
     statements: RwLock<BTreeMap<Digest, Bytes>>,
 }
 
 impl NodeContent {
-    /// Gives what `store` has, and the statements in `own`, of which each was accepted by this node.
-    pub fn new(store: Arc<Store>, own: IndexFolder) -> Self {
-        Self { store, own, statements: RwLock::default() }
+    /// Gives what `store` has, and the statements in `own`, of which each was accepted by this node; of both only what is of
+    /// an image of which `privacy` knows who may have it.
+    pub fn new(store: Arc<Store>, own: IndexFolder, privacy: Arc<Privacy>) -> Self {
+        Self { store, own, privacy, statements: RwLock::default() }
     }
 
     /// Gives `signed` to peers that ask about `manifest`.
@@ -61,10 +64,16 @@ impl Content for NodeContent {
     }
 
     fn artifact(&self, id: ArtifactId) -> io::Result<Option<Bytes>> {
+        if !self.privacy.knows_artifact(id) {
+            return Ok(None);
+        }
         self.store.artifact_checked_lately(id).map_err(io::Error::other)
     }
 
     fn statement(&self, manifest: Digest) -> Option<Bytes> {
+        if !self.privacy.knows_image(manifest) {
+            return None;
+        }
         if let Some(signed) = self.statements.read().get(&manifest) {
             return Some(signed.clone());
         }

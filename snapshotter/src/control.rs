@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::UnixStream;
 
 use crate::mounts::users::TreeUse;
-use crate::status::{MemberStatus, NodeStatus, WaitingRead, Way};
+use crate::status::{ImageTrace, MemberStatus, NodeStatus, PeerDetail, WaitingRead, Way};
 
 /// Longest line either way, in bytes: the status of a thousand mounted images.
 const LINE_LEN_MAX_BYTES: u64 = 4 << 20;
@@ -37,6 +37,15 @@ pub enum Request {
     Status,
     /// Tell which reads wait, for what, and who is asked.
     Waiting,
+    /// Tell who was asked for an image's chunks, when and why.
+    Trace {
+        /// The image, as the user named it when it was mounted.
+        image: String,
+        /// Or where it is mounted.
+        dir: PathBuf,
+    },
+    /// Tell what is known of each peer.
+    Peers,
     /// Change the log's filter.
     LogLevel {
         /// A level, or a filter in the syntax of `HERMES_LOG`.
@@ -117,6 +126,13 @@ pub enum Answer {
     Waiting {
         /// The longest first; a thousand of them at most.
         reads: Vec<WaitingRead>,
+    },
+    /// Who was asked for an image's chunks.
+    Trace(Box<ImageTrace>),
+    /// The peers.
+    Peers {
+        /// Each of them, this node not among them.
+        peers: Vec<PeerDetail>,
     },
     /// The members of the swarm.
     Members {

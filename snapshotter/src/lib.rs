@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod mounts;
 pub mod node;
 pub mod origin;
+pub mod privacy;
 pub mod snapshots;
 pub mod state_version;
 pub mod status;

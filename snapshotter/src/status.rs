@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use hermes_image::ids::{ChainId, DiffId, Digest};
+use hermes_policy::class::ErrorClass;
 use serde::{Deserialize, Serialize};
 
 /// The three ways to show a tree (design, section 5).
@@ -112,11 +113,215 @@ impl ImageStatus {
     }
 }
 
-/// One peer.
+/// One peer that is connected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerStatus {
     /// Its PeerId.
     pub id: String,
+}
+
+/// A peer as `hermes status --peers` shows it: one that is connected, or a member.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PeerDetail {
+    /// Its PeerId.
+    pub id: String,
+    /// Where it says that it is; empty for one that is no member.
+    pub addresses: Vec<String>,
+    /// Its zone; empty where there are none.
+    pub zone: String,
+    /// Whether it is in the member list.
+    pub member: bool,
+    /// It is about to leave.
+    pub drain: bool,
+    /// It has no room for more.
+    pub full: bool,
+    /// Somebody could not reach it, and it has not answered to that yet.
+    pub suspected: bool,
+    /// Whether this node is connected to it.
+    pub connected: bool,
+    /// Smoothed microseconds until its first byte; a guess until it was asked.
+    pub latency_us: u64,
+    /// Smoothed microseconds for each MiB after that; a guess until it was asked.
+    pub cost_us_per_mib: u64,
+    /// Requests for chunks to it that are under way.
+    pub asks: u64,
+    /// Uncompressed bytes that came from it since the daemon started.
+    pub from_bytes: u64,
+    /// Bytes of chunks that were sent to it since the daemon started, as they were sent.
+    pub to_bytes: u64,
+    /// Layers open here of which it is known to have something.
+    pub holds_layers: u64,
+    /// Milliseconds for which it is still left alone, after a failure or because it is busy.
+    pub rests_ms: u64,
+    /// Milliseconds for which it is still banned for wrong bytes.
+    pub banned_ms: u64,
+}
+
+/// A kind of source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceKind {
+    /// Another layer on this node.
+    Local,
+    /// A peer.
+    Peer,
+    /// A registry.
+    Registry,
+}
+
+/// Who was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct TraceSource {
+    /// Which kind it is.
+    pub kind: SourceKind,
+    /// The PeerId, or the registry's host; empty for the node itself.
+    pub name: String,
+    /// The zone of a member; empty where there are none.
+    pub zone: String,
+}
+
+/// Names of a closed list, the same in JSON and for people.
+macro_rules! names {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $label:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$variant_doc])* #[serde(rename = $label)] $variant,)*
+        }
+
+        impl $name {
+            /// All of them, in order.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// Its name.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $label,)*
+                }
+            }
+        }
+    };
+}
+
+names! {
+    /// Why a source was asked.
+    AskReason {
+        /// Another layer on this node has the same chunks.
+        LocalCopy = "local copy",
+        /// The peer has said that it has them.
+        Holder = "holder",
+        /// An owner has named the peer.
+        Named = "named by owner",
+        /// The peer owns the extent for this node's zone.
+        ZoneOwner = "zone owner",
+        /// The peer owns the extent for the whole swarm.
+        Owner = "owner",
+        /// An earlier request takes too long.
+        Hedge = "hedge",
+        /// Other nodes want them from this one, as the owner.
+        ForOthers = "for others",
+        /// An owner left them to this node.
+        Delegated = "delegated",
+        /// This node is among the owners.
+        OwnTurn = "own turn",
+        /// No owner can be reached.
+        NobodyOwns = "nobody owns",
+        /// There is no swarm with owners.
+        NoSwarm = "no swarm",
+    }
+}
+
+names! {
+    /// What came of asking.
+    AskOutcome {
+        /// It is not over.
+        UnderWay = "under way",
+        /// All came that was to come.
+        Done = "done",
+        /// The source does not have all of it.
+        Lacks = "lacks",
+        /// The peer named others, and gave nothing itself.
+        Referred = "referred",
+        /// The peer left it to this node, and gave nothing itself.
+        Delegated = "delegated",
+        /// The source has too much to do.
+        Busy = "busy",
+        /// The peer does not own it.
+        NotMine = "not mine",
+        /// It failed in passing.
+        FailedTransient = "failed: transient",
+        /// Wrong bytes came.
+        FailedPeerFault = "failed: wrong bytes",
+        /// The source has never heard of it.
+        FailedNotFound = "failed: not found",
+        /// The source refuses this node.
+        FailedDenied = "failed: denied",
+        /// This node's disk or memory failed.
+        FailedLocal = "failed: local",
+        /// It was stopped: nobody waited any more, another source was quicker, or the source was silent.
+        Cancelled = "cancelled",
+    }
+}
+
+impl AskOutcome {
+    /// The failure of a class.
+    pub fn of_failure(class: ErrorClass) -> Self {
+        match class {
+            ErrorClass::Transient => Self::FailedTransient,
+            ErrorClass::PeerFault => Self::FailedPeerFault,
+            ErrorClass::NotFound => Self::FailedNotFound,
+            ErrorClass::Denied => Self::FailedDenied,
+            ErrorClass::Local => Self::FailedLocal,
+        }
+    }
+}
+
+/// A request for chunks. Times are microseconds since the first request of the trace was sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TracedAsk {
+    /// The layer, by its place in the trace.
+    pub layer: u32,
+    /// The source, by its place in the trace.
+    pub source: u32,
+    /// Whether a process waited; else it was a prefetch.
+    pub demand: bool,
+    /// Why this source.
+    pub reason: AskReason,
+    /// How many owners come before the one that was asked, or before this node.
+    pub rank: Option<u16>,
+    /// How often peers had named others for these chunks, 0 to 3; 3 stands for more, too.
+    pub referrals: u8,
+    /// When it was sent.
+    pub sent_us: u64,
+    /// When something came first, if only a word.
+    pub first_us: Option<u64>,
+    /// When it was over.
+    pub ended_us: Option<u64>,
+    /// Chunks that were asked for.
+    pub chunks: u32,
+    /// Uncompressed bytes of these.
+    pub asked_bytes: u64,
+    /// Uncompressed bytes that came.
+    pub bytes: u64,
+    /// What came of it.
+    pub outcome: AskOutcome,
+}
+
+/// Who was asked for the layers of an image since they were opened, when, why, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ImageTrace {
+    /// As the user named it.
+    pub image: String,
+    /// When the answer was given.
+    pub now_us: u64,
+    /// The image's layers, lowest first. What other images with the same layers asked for is here, too.
+    pub layers: Vec<DiffId>,
+    /// Everybody who was asked.
+    pub sources: Vec<TraceSource>,
+    /// The requests in the order in which they were sent; the latest, where there are too many.
+    pub asks: Vec<TracedAsk>,
+    /// How many earlier ones are not among them.
+    pub left_out: u64,
 }
 
 /// Reads that wait for bytes.

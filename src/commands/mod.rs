@@ -12,6 +12,7 @@ mod node;
 mod registry;
 mod setup;
 mod status;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -56,6 +57,8 @@ enum Command {
     Complete(mount::CompleteArgs),
     /// Show images, what is present of them, where bytes came from, and who waits.
     Status(status::StatusArgs),
+    /// Show who gave the chunks of a mounted image, when, and why they were asked; as a table and as a picture.
+    Trace(trace::TraceArgs),
     /// Show who the members of the swarm are; take a member's certificates back; leave and join again.
     Members(members::MembersArgs),
     /// Change what the node's daemon logs, while it runs.
@@ -114,6 +117,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Unmount(args) => mount::unmount(args).await,
             Command::Complete(args) => mount::complete(args).await,
             Command::Status(args) => status::run(args).await,
+            Command::Trace(args) => trace::run(args).await,
             Command::Members(args) => members::run(args).await,
             Command::LogLevel(args) => status::log_level(args).await,
             Command::Doctor(args) => doctor::run(args).await,

@@ -2,10 +2,11 @@
 
 use clap::Args;
 use hermes_snapshotter::control::{self, Answer, Request};
-use hermes_snapshotter::status::{NodeStatus, WaitingRead};
+use hermes_snapshotter::status::{NodeStatus, PeerDetail, WaitingRead};
 
 use super::StateArgs;
 use super::mount::expect_done;
+use super::trace::{short_peer, span};
 use crate::output;
 
 /// Arguments of `hermes status`.
@@ -16,6 +17,9 @@ pub(crate) struct StatusArgs {
     /// Show the reads that wait instead: of which file, for how long, and who is asked.
     #[arg(long)]
     waiting: bool,
+    /// Show the peers instead: how quick they are, what came from them and went to them, and whether they are left alone.
+    #[arg(long, conflicts_with = "waiting")]
+    peers: bool,
     /// Print the answer as JSON.
     #[arg(long)]
     json: bool,
@@ -68,10 +72,80 @@ fn render_waiting(reads: &[WaitingRead]) -> String {
     format!("{}\n", output::table(&["for", "class", "image", "file", "missing", "asking"], rows.collect()))
 }
 
+async fn peers(args: &StatusArgs) -> anyhow::Result<()> {
+    let state = std::path::absolute(&args.state.state)?;
+    let answer = expect_done(control::ask(&state, &Request::Peers, |_| ()).await)?;
+    let Answer::Peers { peers } = answer else { anyhow::bail!("the daemon answered something else: {answer:?}") };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&peers)?);
+    } else {
+        print!("{}", render_peers(&peers));
+    }
+    Ok(())
+}
+
+fn render_peers(peers: &[PeerDetail]) -> String {
+    if peers.is_empty() {
+        return "no peer is known\n".to_owned();
+    }
+    let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
+    let rows = peers.iter().map(|peer| {
+        let flags =
+            [(peer.member, "member"), (peer.drain, "drain"), (peer.full, "full"), (peer.suspected, "suspected")];
+        let flags: Vec<&str> = flags.into_iter().filter(|(is, _)| *is).map(|(_, name)| name).collect();
+        let left_alone = match (peer.banned_ms, peer.rests_ms) {
+            (0, 0) => "-".to_owned(),
+            (0, rests) => format!("rests {}", span(rests * 1000)),
+            (banned, _) => format!("banned {}", span(banned * 1000)),
+        };
+        vec![
+            short_peer(&peer.id),
+            or_dash(peer.addresses.first().cloned().unwrap_or_default()),
+            or_dash(peer.zone.clone()),
+            or_dash(flags.join(" ")),
+            if peer.connected { "yes" } else { "no" }.to_owned(),
+            span(peer.latency_us),
+            span(peer.cost_us_per_mib),
+            peer.asks.to_string(),
+            output::bytes(peer.from_bytes),
+            output::bytes(peer.to_bytes),
+            peer.holds_layers.to_string(),
+            left_alone,
+        ]
+    });
+    let header = [
+        "peer",
+        "at",
+        "zone",
+        "flags",
+        "connected",
+        "latency",
+        "per MiB",
+        "asks",
+        "from it",
+        "to it",
+        "layers",
+        "left alone",
+    ];
+    let sum = |of: fn(&PeerDetail) -> u64| peers.iter().map(of).sum::<u64>();
+    format!(
+        "{}\n{} peers, {} connected, {} requests under way, {} from them, {} to them\n",
+        output::table(&header, rows.collect()),
+        peers.len(),
+        peers.iter().filter(|peer| peer.connected).count(),
+        sum(|peer| peer.asks),
+        output::bytes(sum(|peer| peer.from_bytes)),
+        output::bytes(sum(|peer| peer.to_bytes)),
+    )
+}
+
 /// Shows how things stand.
 pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<()> {
     if args.waiting {
         return waiting(&args).await;
+    }
+    if args.peers {
+        return peers(&args).await;
     }
     let answer = expect_done(control::ask(&std::path::absolute(&args.state.state)?, &Request::Status, |_| ()).await)?;
     let Answer::Status(status) = answer else { anyhow::bail!("the daemon answered something else: {answer:?}") };
@@ -139,4 +213,41 @@ fn render(status: &NodeStatus) -> String {
         out += &format!("\nconnected peers: {}\n", peers.join(", "));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_one_line_and_there_is_a_sum() {
+        let peer = PeerDetail {
+            id: "12D3KooWabcdefgh".into(),
+            addresses: vec!["/ip4/10.0.0.1/tcp/4001".into()],
+            member: true,
+            drain: true,
+            connected: true,
+            latency_us: 1_500,
+            cost_us_per_mib: 9_000,
+            asks: 2,
+            from_bytes: 5_000_000,
+            to_bytes: 1_000,
+            holds_layers: 3,
+            banned_ms: 90_000,
+            ..PeerDetail::default()
+        };
+        let text = render_peers(&[peer.clone(), PeerDetail { connected: false, banned_ms: 0, rests_ms: 20, ..peer }]);
+        for part in [
+            "…abcdefgh",
+            "/ip4/10.0.0.1/tcp/4001",
+            "member drain",
+            "1.5 ms",
+            "banned 90.00 s",
+            "rests 20.0 ms",
+            "2 peers, 1 connected, 4 requests under way, 10.0 MB from them, 2.0 kB to them",
+        ] {
+            assert!(text.contains(part), "'{part}' is missing in:\n{text}");
+        }
+        assert_eq!(render_peers(&[]), "no peer is known\n");
+    }
 }

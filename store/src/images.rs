@@ -28,6 +28,23 @@ pub struct ImageRecord {
     pub tree: Option<ArtifactId>,
     /// Unix seconds when the image was last asked for.
     pub last_use_seconds: u64,
+    /// To whom its registry gives it. A record that does not say counts as private.
+    #[serde(default)]
+    pub access: Access,
+    /// Whether its registry has ever given it to this node.
+    #[serde(default)]
+    pub proven: bool,
+}
+
+/// To whom a registry gives an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// To everybody.
+    Public,
+    /// To those who log in.
+    #[default]
+    Private,
 }
 
 /// One layer of an image, with the artifacts of its index.

@@ -43,6 +43,8 @@ fn image(name: u8, ramps: &[&Ramp]) -> ImageRecord {
         layers: layers.collect(),
         tree: None,
         last_use_seconds: 1,
+        access: crate::Access::Public,
+        proven: true,
     }
 }
 

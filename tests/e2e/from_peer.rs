@@ -19,8 +19,8 @@ use hermes_tests::snapshot::Snapshot;
 const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Copies everything of an image but its layers: what the registry of the second node has.
-fn without_layers(layout: &Layout, target: &Path) -> Result<u64> {
-    let image = layout.image(TAG)?;
+pub(crate) fn without_layers(layout: &Layout, tag: &str, target: &Path) -> Result<u64> {
+    let image = layout.image(tag)?;
     let copy = Layout::create(target)?;
     fs::copy(layout.dir().join("index.json"), target.join("index.json")).context("copy the index")?;
     let manifest = fs::read(layout.blob_path(image.manifest)).context("read the manifest")?;
@@ -55,7 +55,7 @@ async fn a_second_node_reads_a_whole_image_from_the_first() -> Result<()> {
     let peers = wait_for("an address of the first node", LISTEN_DEADLINE, listens)?;
 
     let stripped = scratch.path().join("stripped");
-    let config_len_bytes = without_layers(&layout, &stripped)?;
+    let config_len_bytes = without_layers(&layout, TAG, &stripped)?;
     let registry = Registry::open(&stripped, hermes_registry::Options::default())?;
     let registry = registry.start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
     let reference = format!("{}/web:{TAG}", registry.address());

@@ -12,7 +12,7 @@ use hermes_image::ids::{ArtifactId, ChunkNo, DiffId, Digest};
 use hermes_image::index::chunks::ChunkTable;
 use hermes_image::runs::Runs;
 use hermes_image::statement::Statement;
-use hermes_p2p::{Content, Node, NodeConfig};
+use hermes_p2p::{Content, Node, NodeConfig, OpenDesk};
 use hermes_snapshotter::index_folder::IndexFolder;
 use hermes_tests::daemon::{Daemon, HANG, Reading};
 use hermes_tests::faulty::{Fault, FaultyRegistry};
@@ -105,7 +105,7 @@ impl Liar {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let listen = "/ip4/127.0.0.1/tcp/0".parse().context("an address")?;
         let config = NodeConfig::new("default".parse()?, rig.scratch.path().join(format!("{lie:?}.key")), listen);
-        let node = runtime.block_on(Node::start(config, Arc::new(content)))?;
+        let node = runtime.block_on(Node::start(config, Arc::new(content), Arc::new(OpenDesk)))?;
         let address = node.listen_addresses().first().context("it listens")?.to_string();
         let id = node.local_peer_id().to_string();
         Ok(Self { address, id, _ends: tell, _node: node, runtime: Some(runtime) })

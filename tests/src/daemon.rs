@@ -33,21 +33,50 @@ impl Daemon {
     /// # Errors
     /// When it ends or does not answer; its log is in the message.
     pub fn start(hermes: &Path, state: &Path, arguments: &[&str]) -> Result<Self> {
+        let mut daemon = Self::launch(Command::new(hermes), hermes, state, arguments)?;
+        daemon.wait()?;
+        Ok(daemon)
+    }
+
+    /// Starts it through `command`, which ends in the path of `hermes`, without waiting for its answer.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch(mut command: Command, hermes: &Path, state: &Path, arguments: &[&str]) -> Result<Self> {
         fs::create_dir_all(state)?;
         let log = File::options().create(true).append(true).open(state.with_extension("log"))?;
-        let mut command = Command::new(hermes);
         command.args(["node", "-v", "--state"]).arg(state).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let process = ProcessGuard::start(&mut command)?;
-        let mut daemon = Self { process, hermes: hermes.to_owned(), state: state.to_owned() };
-        let answered = wait_for("the daemon's first answer", START_DEADLINE, || match daemon.process.ended() {
-            Ok(None) => daemon.status().is_ok().then_some(true),
+        Ok(Self { process, hermes: hermes.to_owned(), state: state.to_owned() })
+    }
+
+    /// Waits until it answers.
+    ///
+    /// # Errors
+    /// When it ends or does not answer; its log is in the message.
+    pub fn wait(&mut self) -> Result<()> {
+        let answered = wait_for("the daemon's first answer", START_DEADLINE, || match self.process.ended() {
+            Ok(None) => self.status().is_ok().then_some(true),
             _ => Some(false),
         });
         if !answered? {
-            bail!("the daemon ended: {}", daemon.log());
+            bail!("the daemon ended: {}", self.log());
         }
-        Ok(daemon)
+        Ok(())
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
     }
 
     /// Runs another command against it, to its end.

@@ -1,6 +1,11 @@
 //! A registry that goes wrong on command: the real one, with faults between it and its client.
+//!
+//! It can stand in another network, and far away ([`Site`]), and keeps a [`Ledger`] of what it has delivered to whom.
 
-use std::net::SocketAddr;
+mod distance;
+mod ledger;
+
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,6 +25,10 @@ use hermes_registry::{Auth, Counters, Options, Registry};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 use tokio::runtime::Runtime;
+
+use crate::network::Network;
+use distance::{Client, Distant};
+pub use ledger::{Delivered, Ledger, ToClient};
 
 /// How long a token is valid: longer than any test.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(600);
@@ -103,10 +112,28 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Where a registry listens.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// The network; that of the test when absent.
+    pub network: Option<Arc<Network>>,
+    /// The address in it; port 0 for any.
+    pub address: SocketAddr,
+    /// How much later what either side sends arrives at the other.
+    pub delay: Duration,
+}
+
+impl Default for Site {
+    fn default() -> Self {
+        Self { network: None, address: SocketAddr::from(([127, 0, 0, 1], 0)), delay: Duration::ZERO }
+    }
+}
+
 /// A running registry, on a runtime of its own. Dropping it ends it.
 #[derive(Debug)]
 pub struct FaultyRegistry {
-    address: SocketAddr,
+    site: Site,
+    ledger: Arc<Ledger>,
     faults: Arc<Faults>,
     registry: Registry,
     runtime: Option<Runtime>,
@@ -128,6 +155,14 @@ impl FaultyRegistry {
     /// # Errors
     /// When there is no layout, or no port.
     pub fn with_options(dir: &Path, options: Options) -> Result<Self> {
+        Self::at(dir, options, Site::default())
+    }
+
+    /// The same at a place.
+    ///
+    /// # Errors
+    /// When there is no layout, or no such place.
+    pub fn at(dir: &Path, options: Options, site: Site) -> Result<Self> {
         let registry = Registry::open(dir, options)?;
         let faults = Arc::new(Faults {
             plan: Mutex::new(Box::new(|_| Fault::Pass)),
@@ -135,8 +170,7 @@ impl FaultyRegistry {
             log: Mutex::default(),
             door: Mutex::default(),
         });
-        let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut served = Self { address: anywhere, faults, registry, runtime: None };
+        let mut served = Self { site, ledger: Arc::default(), faults, registry, runtime: None };
         served.come_back()?;
         Ok(served)
     }
@@ -155,13 +189,37 @@ impl FaultyRegistry {
     pub fn come_back(&mut self) -> Result<()> {
         let router = self.registry.router();
         let router: Router = router.layer(middleware::from_fn_with_state(Arc::clone(&self.faults), interfere));
+        let router = router.layer(middleware::from_fn_with_state(Arc::clone(&self.ledger), ledger::enter));
+        let service = router.into_make_service_with_connect_info::<Client>();
+        let listener = self.listen()?;
+        self.site.address = listener.local_addr()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let listener = runtime.block_on(tokio::net::TcpListener::bind(self.address));
-        let listener = listener.with_context(|| format!("listen on {}", self.address))?;
-        self.address = listener.local_addr()?;
-        runtime.spawn(async move { axum::serve(listener, router).await });
+        let entered = runtime.enter();
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        drop(entered);
+        if self.site.delay.is_zero() {
+            runtime.spawn(async move { axum::serve(listener, service).await });
+        } else {
+            let listener = Distant { listener, delay: self.site.delay };
+            runtime.spawn(async move { axum::serve(listener, service).await });
+        }
         self.runtime = Some(runtime);
         Ok(())
+    }
+
+    fn listen(&self) -> Result<TcpListener> {
+        let address = self.site.address;
+        let bind = || {
+            let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        };
+        self.site.network.as_ref().map_or_else(bind, |network| network.within(bind))
+    }
+
+    /// What it has delivered of its blobs since it was started.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     /// From now on tokens are given for this login only. Tokens that were given stay good for their time.
@@ -181,12 +239,12 @@ impl FaultyRegistry {
 
     /// Host and port.
     pub fn host(&self) -> String {
-        self.address.to_string()
+        self.site.address.to_string()
     }
 
     /// The reference of the image with `tag`.
     pub fn image(&self, tag: &str) -> String {
-        format!("{}/team/app:{tag}", self.address)
+        format!("{}/team/app:{tag}", self.site.address)
     }
 
     /// From now on requests for blobs go by `plan`, which gets the number of the request, from 0.

@@ -9,8 +9,9 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -258,6 +259,39 @@ impl Drop for ScratchDir {
             && let Err(error) = fs::remove_dir_all(&self.path)
         {
             eprintln!("guard: cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Removes a folder when this process is no more, however it ended: what [`ScratchDir`] cannot do for a test that is
+/// killed. Dropped, it does so at once.
+#[derive(Debug)]
+pub struct Sweeper {
+    child: Child,
+}
+
+impl Sweeper {
+    /// Takes charge of `dir`.
+    ///
+    /// # Errors
+    ///
+    /// When there is no shell.
+    pub fn watch(dir: &Path) -> Result<Self> {
+        // Its input ends with this process. What is killed at the same time may still write for a moment.
+        let script = "cat; for try in 1 2 3 4 5; do rm -rf --one-file-system -- \"$1\" && exit; sleep 1; done";
+        let mut command = Command::new("sh");
+        // In a group of its own, since test runners kill whole groups, and without their pipes, whose end they wait for.
+        command.args(["-c", script, "sh"]).arg(dir).stdin(Stdio::piped()).stdout(Stdio::null());
+        command.stderr(Stdio::null()).process_group(0);
+        Ok(Self { child: command.spawn().context("start a shell")? })
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        if let Err(error) = self.child.wait() {
+            eprintln!("guard: the sweeper: {error}");
         }
     }
 }

@@ -10,6 +10,7 @@
 //! [`snapshotter`] does with Hermes' snapshots what containerd does. A [`stage`] is a host of [`containerds`] with Hermes
 //! installed and [`runnable`] images, asked through [`cri`] and its [`pods`] as a kubelet asks; [`agree`] compares what
 //! both sides know, and [`soak`] says how long that goes on.
+//! A [`fleet`] is many daemons on links that have rates, with a registry that counts.
 //! [`lazy_host`] is such a host for [`programs`], whose findings are compared as [`facts`]; [`systemd`] is a real one.
 //! Everything that outlives a function call (mounts, processes, loop devices, folders) is owned by a [`guard`], which
 //! cleans up when a test fails, too.
@@ -23,6 +24,7 @@ pub mod cri;
 pub mod daemon;
 pub mod facts;
 pub mod faulty;
+pub mod fleet;
 pub mod fsck;
 pub mod guard;
 pub mod images;

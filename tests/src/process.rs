@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal};
@@ -37,6 +38,19 @@ pub fn used(pid: u32) -> Result<Used> {
         threads: count("task")?,
         descriptors: count("fd")?,
     })
+}
+
+/// The time that the process `pid` has spent on processors so far, in its own code and in the kernel.
+///
+/// # Errors
+/// When it is no more.
+pub fn processor_time(pid: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("process {pid}"))?;
+    // Fields 14 and 15 (proc_pid_stat(5)), counted after the name in parentheses.
+    let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().skip(11).take(2));
+    let ticks =
+        fields.context("no name")?.map(|field| field.parse::<u64>().context("no number")).sum::<Result<u64>>()?;
+    Ok(Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second())?)
 }
 
 /// All processes.

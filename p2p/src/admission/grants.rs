@@ -5,6 +5,7 @@
 //! the caller asks only about those.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hermes_image::ids::DiffId;
@@ -15,6 +16,7 @@ use thiserror::Error;
 
 use super::Admission;
 use super::certificate::{CLOCK_SKEW_SECONDS, Trust};
+use super::issuer::IssueError;
 use crate::canonical::{DecodeError, PeerKey, Reader, SIGNATURE_LEN_BYTES, Writer, sign};
 use crate::config::ClusterId;
 
@@ -150,6 +152,21 @@ pub enum GrantError {
     },
 }
 
+impl GrantError {
+    /// The label in metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Decode(_) => "grant_malformed",
+            Self::OtherCluster => "grant_other_cluster",
+            Self::OtherPeer => "grant_other_peer",
+            Self::Expired => "grant_expired",
+            Self::UnknownIssuer => "grant_unknown_issuer",
+            Self::Open => "grant_open_swarm",
+            Self::Full { .. } => "grant_no_room",
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Tables {
     /// Ends of the grants of others.
@@ -256,9 +273,29 @@ impl Grants {
 
     /// This node's own grant for `layer`, encoded, if it has one that is good now.
     pub fn own(&self, layer: DiffId) -> Option<Bytes> {
+        self.own_with_end(layer).map(|(_, bytes)| bytes)
+    }
+
+    /// The same with its end, in seconds since 1970.
+    pub fn own_with_end(&self, layer: DiffId) -> Option<(u64, Bytes)> {
         let now = crate::canonical::unix_now();
-        let tables = self.tables.lock();
-        tables.own.get(&layer).filter(|(not_after, _)| now <= *not_after).map(|(_, bytes)| bytes.clone())
+        self.tables.lock().own.get(&layer).filter(|(not_after, _)| now <= *not_after).cloned()
+    }
+
+    /// Has `layers` granted to this node (`local`) for `life` and keeps the grants. In an open swarm there is nothing to
+    /// be granted. Blocks as the issuer does.
+    pub(crate) fn issue_own(&self, local: &PeerId, layers: &[DiffId], life: Duration) -> Result<(), IssueError> {
+        for layer in layers {
+            let Some(granted) = self.admission.grant(*local, *layer, life)? else { return Ok(()) };
+            let kept = self.keep_own(local, &granted.encode());
+            kept.map_err(|error| IssueError::Failed { reason: error.to_string() })?;
+        }
+        Ok(())
+    }
+
+    /// Whether everybody may read everything here: an open swarm grants nothing.
+    pub fn is_open(&self) -> bool {
+        self.admission.is_open()
     }
 
     /// Forgets what has ended at `now` (seconds since 1970).
@@ -278,7 +315,6 @@ impl Grants {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use libp2p::identity::Keypair;
     use proptest::prelude::*;

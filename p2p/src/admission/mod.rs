@@ -24,14 +24,16 @@ pub mod upgrade;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use hermes_image::ids::DiffId;
 use libp2p::PeerId;
 use parking_lot::{Mutex, RwLock};
 
 use crate::canonical::unix_now;
 use crate::config::ClusterId;
 use certificate::{CLOCK_SKEW_SECONDS, SignedCertificate, Trust};
+use grants::SignedGrant;
 use issuer::{CertificateRequest, IssueError, Issuer};
 use refusal::{Refusal, Refusals};
 use revocation::{Revocation, SignedRevocation};
@@ -100,6 +102,15 @@ impl Admission {
         let certificate = issuer.issue(&request)?;
         *self.own.write() = Some(Arc::new(certificate));
         Ok(())
+    }
+
+    /// Has `layer` granted to `peer`, this node; `None` in an open swarm. Blocks as the issuer does.
+    ///
+    /// # Errors
+    /// When the issuer did not issue.
+    pub(crate) fn grant(&self, peer: PeerId, layer: DiffId, life: Duration) -> Result<Option<SignedGrant>, IssueError> {
+        let Some(issuer) = &self.issuer else { return Ok(None) };
+        issuer.grant(&self.cluster, peer, layer, unix_now(), life).map(Some)
     }
 
     /// Whether `peer` may talk by what it shows; remembers until when. `None` shows nothing.

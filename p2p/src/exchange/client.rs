@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hermes_image::ids::{ArtifactId, Digest};
+use hermes_image::ids::{ArtifactId, DiffId, Digest};
 use hermes_image::index::chunks::ChunkTable;
 use hermes_image::runs::Runs;
 use hermes_image::verify::Verified;
@@ -16,10 +16,13 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::codec::{ANSWER_LEN_MAX_BYTES, Answer, Class, Request, STATEMENT_LEN_MAX_BYTES, VERSION};
+use super::codec::{
+    ANSWER_LEN_MAX_BYTES, Answer, Class, GRANT_LEN_MAX_BYTES, PeerName, Request, STATEMENT_LEN_MAX_BYTES, VERSION,
+};
 use super::compress::Codecs;
 use super::error::ExchangeError;
 use super::pool::{PeerSession, Pool, Slot};
+use super::proofs::Proofs;
 use super::session::{Session, SessionError};
 use crate::config::DownloadLimits;
 use crate::error::NodeError;
@@ -32,13 +35,14 @@ const OPEN_ATTEMPTS: u32 = 6;
 const OPEN_PAUSE_FIRST: Duration = Duration::from_millis(2);
 /// How often a request is tried when it fails before the first byte of its answer. Idle streams die unnoticed.
 const ASK_ATTEMPTS: u32 = 3;
-/// Longest wait that a peer can impose with BUSY.
+/// Longest wait that a peer can impose with BUSY or PENDING.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 /// Artifact memory is counted in KiB, because a semaphore counts in 32 bits.
 const MEMORY_UNIT_BYTES: u64 = 1024;
 
 /// Everything that a request needs. Shared by all handles and tasks of a node.
 pub(crate) struct Client {
+    pub(crate) local: PeerId,
     pub(crate) control: Control,
     pub(crate) protocol: StreamProtocol,
     pub(crate) pool: Pool,
@@ -47,6 +51,8 @@ pub(crate) struct Client {
     pub(crate) codecs: Arc<Codecs>,
     pub(crate) limits: DownloadLimits,
     pub(crate) artifact_memory: Arc<Semaphore>,
+    /// This node's own grants, and what it has shown of them.
+    pub(crate) proofs: Proofs,
     pub(crate) tasks: TaskTracker,
     pub(crate) cancel: CancellationToken,
 }
@@ -84,8 +90,75 @@ impl Client {
     /// Sends `request` to `peer` and reads the first frame of the answer. Answers that end the request for every kind of
     /// request are errors here already.
     ///
+    /// When the peer denies what is asked of a layer, and this node has a grant for that which it has not shown on this
+    /// connection, it shows it and asks once more.
+    ///
     /// Cancel safe: the stream is dropped.
     pub(crate) async fn ask(
+        &self,
+        peer: PeerId,
+        class: Class,
+        request: &Request,
+        chunk_count: u32,
+        deadline: Instant,
+    ) -> Result<(Lease, Answer), ExchangeError> {
+        let shown = request.layer().and_then(|layer| self.proofs.shown(&peer, layer));
+        match self.ask_plainly(peer, class, request, chunk_count, deadline).await {
+            Err(ExchangeError::Denied { peer, what }) => match request.layer() {
+                Some(layer) if self.show(peer, layer, shown, deadline).await? => {
+                    self.ask_plainly(peer, class, request, chunk_count, deadline).await
+                }
+                _ => Err(ExchangeError::Denied { peer, what }),
+            },
+            answered => answered,
+        }
+    }
+
+    /// Shows `peer` this node's own grant for `layer`, which it has denied; `shown` is the end of the one that it had then.
+    /// Whether that is a reason to ask again.
+    async fn show(
+        &self,
+        peer: PeerId,
+        layer: DiffId,
+        shown: Option<u64>,
+        deadline: Instant,
+    ) -> Result<bool, ExchangeError> {
+        let Some((not_after, grant)) = self.proofs.unshown(layer, shown) else { return Ok(false) };
+        if self.proofs.shown(&peer, layer) == Some(not_after) {
+            // Another request has shown it meanwhile.
+            return Ok(true);
+        }
+        // Boxed, because presenting is asking.
+        let taken = Box::pin(self.present_grant(peer, grant, deadline)).await?;
+        if !taken {
+            tracing::info!(%peer, %layer, "a peer does not take this node's grant");
+        }
+        // One that is refused is refused the next time too.
+        self.proofs.note(peer, layer, not_after);
+        Ok(taken)
+    }
+
+    /// Shows `peer` this node's own grants for `layers`, as far as it has not seen them on this connection. Whether there
+    /// are such, and the peer has refused none of them now.
+    pub(crate) async fn show_all(
+        &self,
+        peer: PeerId,
+        layers: &[DiffId],
+        deadline: Instant,
+    ) -> Result<bool, ExchangeError> {
+        let mut some = false;
+        for layer in layers {
+            let shown = self.proofs.shown(&peer, *layer);
+            if self.proofs.unshown(*layer, shown).is_some() && !self.show(peer, *layer, shown, deadline).await? {
+                return Ok(false);
+            }
+            // Also one that was shown long ago: another request may have done so while this one was denied.
+            some |= self.proofs.unshown(*layer, None).is_some();
+        }
+        Ok(some)
+    }
+
+    async fn ask_plainly(
         &self,
         peer: PeerId,
         class: Class,
@@ -124,6 +197,12 @@ impl Client {
         let (session, reused) = match slot.take_session() {
             Some(session) => (session, Reused::Yes),
             None => {
+                let dial_timeout = match request {
+                    Request::Get { .. } => self.limits.dial_timeout,
+                    _ => self.limits.open_timeout,
+                };
+                let reached = self.reach(peer, deadline.min(Instant::now() + dial_timeout)).await;
+                reached.map_err(|error| (error, Reused::No))?;
                 // One at a time: then streams of one asker never push each other out at the other end.
                 let turn = timeout_at(deadline, slot.turn_to_open()).await;
                 let _turn = turn.map_err(|_| slow("waiting to open a stream"))?;
@@ -142,10 +221,9 @@ impl Client {
         }
     }
 
-    /// A fresh stream that has shaken hands.
+    /// A fresh stream that has shaken hands, over a connection that is there already.
     async fn open(&self, peer: PeerId, deadline: Instant) -> Result<PeerSession, ExchangeError> {
         let deadline = deadline.min(Instant::now() + self.limits.open_timeout);
-        self.reach(peer, deadline).await?;
         let mut attempt = 1;
         loop {
             match self.open_once(peer, deadline).await {
@@ -224,6 +302,43 @@ impl Client {
             }
             other => Err(lease.unexpected(&other)),
         }
+    }
+
+    /// Presents `grant` to `peer`; whether the peer takes it.
+    pub(crate) async fn present_grant(
+        &self,
+        peer: PeerId,
+        grant: Bytes,
+        deadline: Instant,
+    ) -> Result<bool, ExchangeError> {
+        if !(1..=GRANT_LEN_MAX_BYTES).contains(&grant.len()) {
+            return Err(ExchangeError::GrantLength { len_bytes: grant.len(), limit_bytes: GRANT_LEN_MAX_BYTES });
+        }
+        match self.ask(peer, Class::Demand, &Request::Grant { grant }, 0, deadline).await {
+            Ok((lease, Answer::End)) => {
+                lease.done();
+                Ok(true)
+            }
+            Ok((lease, other)) => Err(lease.unexpected(&other)),
+            Err(ExchangeError::Denied { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Remembers where `from` says that others are, and gives back who they are, each once and without this node.
+    pub(crate) async fn heard_of(&self, from: PeerId, names: Vec<PeerName>) -> Result<Vec<PeerId>, ExchangeError> {
+        let mut peers = Vec::with_capacity(names.len());
+        for PeerName { peer, addresses } in names {
+            if peer == self.local || peers.contains(&peer) {
+                continue;
+            }
+            peers.push(peer);
+            if !addresses.is_empty() {
+                let told = self.commands.send(Command::Hear { from, peer, addresses }).await;
+                told.map_err(|_| ExchangeError::Closed)?;
+            }
+        }
+        Ok(peers)
     }
 
     /// The whole artifact `id`, checked.
@@ -357,15 +472,12 @@ impl Lease {
     }
 
     /// Turns the answers that end any request into errors. After all but ERROR the stream is in step.
-    fn sort(self, answer: Answer) -> Result<(Self, Answer), ExchangeError> {
+    pub(crate) fn sort(self, answer: Answer) -> Result<(Self, Answer), ExchangeError> {
         let (peer, what) = (self.peer, noun(self.request));
         let error = match answer {
             Answer::NotFound => ExchangeError::NotFound { peer, what },
             Answer::Denied => ExchangeError::Denied { peer, what },
-            Answer::Busy { retry_after_ms } => {
-                let retry_after = Duration::from_millis(u64::from(retry_after_ms)).min(RETRY_AFTER_MAX);
-                ExchangeError::Busy { peer, retry_after }
-            }
+            Answer::Busy { retry_after_ms } => ExchangeError::Busy { peer, retry_after: believable(retry_after_ms) },
             Answer::Error { reason } => return Err(ExchangeError::Refused { peer, reason }),
             other => return Ok((self, other)),
         };
@@ -387,11 +499,17 @@ impl Lease {
     }
 }
 
+/// A wait that a peer imposes, cut down to what it may.
+pub(crate) fn believable(wait_ms: u32) -> Duration {
+    Duration::from_millis(u64::from(wait_ms)).min(RETRY_AFTER_MAX)
+}
+
 /// What a request asks for, in words.
 fn noun(request: &'static str) -> &'static str {
     match request {
         "ARTIFACT" => "artifact",
         "STATEMENT" => "statement",
+        "GRANT" => "grant",
         _ => "layer",
     }
 }

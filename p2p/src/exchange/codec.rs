@@ -5,14 +5,20 @@
 //! panics, whatever the bytes.
 
 mod answer;
+mod name;
 mod request;
 
-use hermes_image::index::chunks::CHUNK_LEN_MAX_BYTES;
+use std::ops::Range;
+
+use hermes_image::index::chunks::{CHUNK_COUNT_MAX, CHUNK_LEN_MAX_BYTES};
 use hermes_image::runs::{DecodeRunsError, Runs};
+pub use hermes_policy::event::Want;
+pub use hermes_policy::members::Duty;
 use thiserror::Error;
 
 pub use answer::Answer;
 pub(crate) use answer::data_frame;
+pub use name::{NAME_ADDRESS_LEN_MAX_BYTES, NAME_ADDRESSES_MAX, NAME_PEER_LEN_MAX_BYTES, PeerName};
 pub use request::Request;
 
 /// The version of the protocol that this build speaks.
@@ -35,6 +41,10 @@ pub const MAP_RUNS_MAX: usize = 16 * 1024;
 pub const PIECE_LEN_MAX_BYTES: usize = 128 * 1024;
 /// Longest signed statement, in bytes.
 pub const STATEMENT_LEN_MAX_BYTES: u64 = 1 << 20;
+/// Longest grant, in bytes: a few dozen digests under one signature.
+pub const GRANT_LEN_MAX_BYTES: usize = 1024;
+/// Most peers in one REFER. Ranks 0 to 3 of an extent stand in for each other, and nobody asks more than that.
+pub const REFER_PEERS_MAX: usize = 4;
 /// Bytes of a data frame before the chunk's own: length, type, chunk number and encoding.
 pub const DATA_HEAD_LEN_BYTES: usize = LENGTH_LEN_BYTES + 1 + 4 + 1;
 
@@ -90,6 +100,38 @@ impl Class {
             Self::Demand => "demand",
             Self::Prefetch => "prefetch",
         }
+    }
+}
+
+/// First of the codes of [`Want::Owner`]; the bits of its three parts are added.
+const WANT_OWNER: u8 = 1;
+
+/// How `want` is written.
+fn want_code(want: Want) -> u8 {
+    match want {
+        Want::Here => 0,
+        Want::Owner { duty, again, can_read } => {
+            WANT_OWNER + u8::from(duty == Duty::Cluster) + 2 * u8::from(again) + 4 * u8::from(can_read)
+        }
+    }
+}
+
+/// What was written as `code`.
+fn want_of(code: u8) -> Option<Want> {
+    let Some(bits) = code.checked_sub(WANT_OWNER) else { return Some(Want::Here) };
+    let duty = if bits & 1 == 0 { Duty::Zone } else { Duty::Cluster };
+    (bits < 8).then_some(Want::Owner { duty, again: bits & 2 != 0, can_read: bits & 4 != 0 })
+}
+
+/// Whether `extent` may go with `want`: an owner is asked for chunks of an extent that has some. Where no owner is
+/// meant, there may be no extent, and then it is written as 0..0.
+pub(crate) fn extent_fits(want: Want, extent: &Range<u32>, chunks: &Runs) -> bool {
+    if extent.end > CHUNK_COUNT_MAX {
+        return false;
+    }
+    match want {
+        Want::Here => extent.start < extent.end || *extent == (0..0),
+        Want::Owner { .. } => extent.start < extent.end && chunks.within(extent.clone()) == *chunks,
     }
 }
 
@@ -220,6 +262,17 @@ impl<'a> Parts<'a> {
 
     fn byte(&mut self, field: &'static str) -> Result<u8, CodecError> {
         self.take::<1>(field).map(|[byte]| byte)
+    }
+
+    /// What stands behind one byte of length; at least one byte, at most `limit_bytes`.
+    fn prefixed(&mut self, field: &'static str, limit_bytes: usize) -> Result<&'a [u8], CodecError> {
+        let len = usize::from(self.byte(field)?);
+        let valid = (1..=limit_bytes).contains(&len);
+        let Some((part, rest)) = self.bytes.split_at_checked(len).filter(|_| valid) else {
+            return self.malformed(field);
+        };
+        self.bytes = rest;
+        Ok(part)
     }
 
     fn runs(&mut self, chunk_limit: u32, run_limit: usize) -> Result<Runs, CodecError> {

@@ -3,6 +3,7 @@
 //! A fetch is of one layer, which its caller knows, so errors name the peer and the chunk only.
 
 use std::io;
+use std::ops::Range;
 use std::time::Duration;
 
 use hermes_image::ids::{ArtifactId, ChunkNo};
@@ -35,8 +36,8 @@ pub enum ExchangeError {
         /// Which chunk.
         chunk: ChunkNo,
     },
-    /// The peer sent a chunk that was not the next one asked for.
-    #[error("peer {peer} sent chunk {chunk}, which was not its turn or was never asked for")]
+    /// The peer sent a chunk that was not asked for, or that it had answered already.
+    #[error("peer {peer} sent chunk {chunk}, which was never asked for or is answered already")]
     Unasked {
         /// Who.
         peer: PeerId,
@@ -82,6 +83,12 @@ pub enum ExchangeError {
         /// The message.
         answer: &'static str,
     },
+    /// The peer said again and again that nothing has come yet, more often than it may.
+    #[error("peer {peer} floods this node with PENDING")]
+    PendingFlood {
+        /// Who.
+        peer: PeerId,
+    },
     /// The peer ended the stream and said why.
     #[error("peer {peer} ended the stream: {}", reason.name())]
     Refused {
@@ -105,6 +112,14 @@ pub enum ExchangeError {
         peer: PeerId,
         /// What.
         what: &'static str,
+    },
+    /// The peer does not own the extent by its member list.
+    #[error("peer {peer} does not own the extent by its member list of epoch {epoch}; compare it with this node's")]
+    NotMine {
+        /// Who.
+        peer: PeerId,
+        /// The epoch of its member list.
+        epoch: u64,
     },
     /// The peer does not have it.
     #[error("peer {peer} does not have the {what}")]
@@ -156,6 +171,20 @@ pub enum ExchangeError {
         /// Chunks of the layer.
         count: u32,
     },
+    /// The caller named an extent that has no chunks, or asked the owner of one for chunks outside of it.
+    #[error("asked for chunks that are not all of the extent {}..{}", extent.start, extent.end)]
+    NotInExtent {
+        /// The extent.
+        extent: Range<u32>,
+    },
+    /// The caller presents a grant that no message holds.
+    #[error("a grant of {len_bytes} bytes cannot be presented; it has 1 to {limit_bytes}")]
+    GrantLength {
+        /// Its length.
+        len_bytes: usize,
+        /// The longest there may be.
+        limit_bytes: usize,
+    },
     /// The node is shutting down, or the task of the exchange was lost.
     #[error("the node is shutting down")]
     Closed,
@@ -172,15 +201,17 @@ impl ExchangeError {
             | Self::TooLong { peer, .. }
             | Self::Codec { peer, .. }
             | Self::Unexpected { peer, .. }
+            | Self::PendingFlood { peer }
             | Self::Refused { peer, .. }
             | Self::Busy { peer, .. }
             | Self::Denied { peer, .. }
+            | Self::NotMine { peer, .. }
             | Self::NotFound { peer, .. }
             | Self::Unreachable { peer, .. }
             | Self::Unsupported { peer, .. }
             | Self::Timeout { peer, .. }
             | Self::Disconnected { peer, .. } => Some(*peer),
-            Self::NoSuchChunk { .. } | Self::Closed => None,
+            Self::NoSuchChunk { .. } | Self::NotInExtent { .. } | Self::GrantLength { .. } | Self::Closed => None,
         }
     }
 
@@ -194,14 +225,19 @@ impl ExchangeError {
             | Self::TooLong { .. }
             | Self::Codec { .. }
             | Self::Unexpected { .. }
+            | Self::PendingFlood { .. }
             | Self::Unsupported { .. } => ErrorClass::PeerFault,
-            Self::Refused { .. } | Self::Busy { .. } | Self::Timeout { .. } | Self::Disconnected { .. } => {
-                ErrorClass::Transient
-            }
+            Self::Refused { .. }
+            | Self::Busy { .. }
+            | Self::NotMine { .. }
+            | Self::Timeout { .. }
+            | Self::Disconnected { .. } => ErrorClass::Transient,
             Self::Denied { .. } => ErrorClass::Denied,
             Self::NotFound { .. } => ErrorClass::NotFound,
             Self::Unreachable { source, .. } => source.class(),
-            Self::NoSuchChunk { .. } | Self::Closed => ErrorClass::Local,
+            Self::NoSuchChunk { .. } | Self::NotInExtent { .. } | Self::GrantLength { .. } | Self::Closed => {
+                ErrorClass::Local
+            }
         }
     }
 
@@ -215,15 +251,19 @@ impl ExchangeError {
             Self::TooLong { .. } => "too_long",
             Self::Codec { .. } => "codec",
             Self::Unexpected { .. } => "unexpected",
+            Self::PendingFlood { .. } => "pending_flood",
             Self::Refused { .. } => "refused",
             Self::Busy { .. } => "busy",
             Self::Denied { .. } => "denied",
+            Self::NotMine { .. } => "not_mine",
             Self::NotFound { .. } => "not_found",
             Self::Unreachable { .. } => "unreachable",
             Self::Unsupported { .. } => "unsupported",
             Self::Timeout { .. } => "timeout",
             Self::Disconnected { .. } => "disconnected",
             Self::NoSuchChunk { .. } => "no_such_chunk",
+            Self::NotInExtent { .. } => "not_in_extent",
+            Self::GrantLength { .. } => "grant_length",
             Self::Closed => "closed",
         }
     }

@@ -1,7 +1,8 @@
 //! What others may take from this node: streams, transfers, requests and bytes.
 //!
 //! Demand goes before prefetch three times over: prefetch has fewer slots, yields between batches while demand is being
-//! served, and gets bytes of a limited rate only when no demand waits for them.
+//! served, and of a limited rate gets only what demand leaves: demand is sent at once, and prefetch waits until that is
+//! paid.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -26,12 +27,19 @@ const RETRY_REQUEST_MS: u32 = 100;
 const YIELD_MAX: Duration = Duration::from_millis(20);
 /// How much of a limited byte rate may be sent at once.
 const BURST: Duration = Duration::from_millis(100);
+/// How much of a limited byte rate demand may take of the future. A reader waits for it, and behind a batch of prefetch it
+/// would wait for 2 ms at 1 Gbit/s, four times as long as its own chunk takes; 100 ms are 190 chunks at that rate.
+const DEMAND_AHEAD: Duration = Duration::from_millis(100);
+
+/// Peers whose bytes are counted; when there are more, all counts begin anew.
+const COUNTED_PEERS_MAX: usize = 4096;
 
 /// What one peer uses. It exists while the peer has a stream.
 #[derive(Debug)]
 struct PeerUse {
     streams: usize,
     transfers: usize,
+    claims: usize,
     /// Requests that it may send now.
     credit: f64,
     credit_at: Instant,
@@ -44,6 +52,7 @@ struct State {
     demand: usize,
     prefetch: usize,
     watchers: usize,
+    claims: usize,
     demand_waits: usize,
     pace: Option<Pace>,
 }
@@ -53,8 +62,12 @@ struct State {
 pub(crate) struct Gate {
     limits: UploadLimits,
     state: Mutex<State>,
+    /// Bytes of chunks that were sent since the node started.
+    sent: Mutex<HashMap<PeerId, u64>>,
     /// Told when the last demand transfer has ended.
     calm: Notify,
+    /// Told when a transfer has ended.
+    freed: Notify,
 }
 
 /// The limits are reached.
@@ -89,9 +102,18 @@ impl Gate {
     /// A gate with nothing behind it yet.
     pub(crate) fn new(limits: UploadLimits) -> Arc<Self> {
         let pace = limits.bytes_per_second.map(|bytes_per_second| Pace { bytes_per_second, next: Instant::now() });
-        let state =
-            State { peers: HashMap::new(), streams: 0, demand: 0, prefetch: 0, watchers: 0, demand_waits: 0, pace };
-        Arc::new(Self { limits, state: Mutex::new(state), calm: Notify::new() })
+        let state = State {
+            peers: HashMap::new(),
+            streams: 0,
+            demand: 0,
+            prefetch: 0,
+            watchers: 0,
+            claims: 0,
+            demand_waits: 0,
+            pace,
+        };
+        let sent = Mutex::default();
+        Arc::new(Self { limits, state: Mutex::new(state), sent, calm: Notify::new(), freed: Notify::new() })
     }
 
     /// A stream of `peer`, if it may have one more.
@@ -103,7 +125,7 @@ impl Gate {
         }
         state.streams += 1;
         let credit = f64::from(self.limits.requests_per_second_per_peer) * 2.0;
-        let fresh = PeerUse { streams: 0, transfers: 0, credit, credit_at: Instant::now() };
+        let fresh = PeerUse { streams: 0, transfers: 0, claims: 0, credit, credit_at: Instant::now() };
         state.peers.entry(peer).or_insert(fresh).streams += 1;
         Some(StreamPermit { gate: Arc::clone(self), peer })
     }
@@ -147,6 +169,39 @@ impl Gate {
         Ok(TransferPermit { gate: Arc::clone(self), peer, class })
     }
 
+    /// Ends when a transfer has ended since this was called. Cancel safe.
+    pub(crate) fn freed(&self) -> impl Future<Output = ()> + '_ {
+        self.freed.notified()
+    }
+
+    /// Notes that so many bytes of chunks go to `peer`.
+    pub(crate) fn note_sent(&self, peer: PeerId, len_bytes: usize) {
+        let mut sent = self.sent.lock();
+        if sent.len() >= COUNTED_PEERS_MAX && !sent.contains_key(&peer) {
+            sent.clear();
+        }
+        *sent.entry(peer).or_default() += len_bytes as u64;
+    }
+
+    /// Bytes of chunks that went to `peer`.
+    pub(crate) fn sent_bytes(&self, peer: &PeerId) -> u64 {
+        self.sent.lock().get(peer).copied().unwrap_or(0)
+    }
+
+    /// One claim of `peer`, which has a stream.
+    pub(crate) fn claim(self: &Arc<Self>, peer: PeerId) -> Result<ClaimPermit, Busy> {
+        let busy = Busy { retry_after_ms: RETRY_PREFETCH_MS };
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let used = state.peers.get_mut(&peer).ok_or(busy)?;
+        if state.claims >= self.limits.claims_max || used.claims >= self.limits.claims_per_peer_max {
+            return Err(busy);
+        }
+        state.claims += 1;
+        used.claims += 1;
+        Ok(ClaimPermit { gate: Arc::clone(self), peer })
+    }
+
     /// One stream on which news of progress are pushed.
     pub(crate) fn watcher(self: &Arc<Self>) -> Result<WatchPermit, Busy> {
         let mut state = self.state.lock();
@@ -172,7 +227,8 @@ impl Gate {
                 let Some(pace) = &mut state.pace else { return };
                 let now = Instant::now();
                 let first = class == Class::Demand || state.demand_waits == 0;
-                let wait = pace.wait(now);
+                let ahead = if class == Class::Demand { DEMAND_AHEAD } else { Duration::ZERO };
+                let wait = pace.wait(now).saturating_sub(ahead);
                 if first && wait.is_zero() {
                     pace.charge(now, len_bytes as u64);
                     return;
@@ -247,6 +303,24 @@ impl Drop for TransferPermit {
         if state.demand == 0 {
             self.gate.calm.notify_waiters();
         }
+        self.gate.freed.notify_waiters();
+    }
+}
+
+/// A claim that counts until it is dropped. Dropped before the permit of its stream.
+#[derive(Debug)]
+pub(crate) struct ClaimPermit {
+    gate: Arc<Gate>,
+    peer: PeerId,
+}
+
+impl Drop for ClaimPermit {
+    fn drop(&mut self) {
+        let mut state = self.gate.state.lock();
+        state.claims -= 1;
+        if let Some(used) = state.peers.get_mut(&self.peer) {
+            used.claims -= 1;
+        }
     }
 }
 
@@ -309,6 +383,43 @@ mod tests {
     }
 
     #[test]
+    fn claims_are_bounded_by_peer_and_in_all_and_hold_no_transfer() {
+        let gate = gate(|limits| {
+            (limits.claims_per_peer_max, limits.claims_max) = (2, 3);
+            (limits.transfers_max, limits.prefetch_transfers_max) = (1, 1);
+        });
+        let peers = [PeerId::random(), PeerId::random()];
+        let _streams = peers.map(|peer| gate.stream(peer).expect("is free"));
+        let mut held: Vec<_> = [peers[0], peers[0], peers[1]].map(|peer| gate.claim(peer).expect("is free")).into();
+        assert!(gate.claim(peers[0]).is_err() && gate.claim(peers[1]).is_err());
+        assert!(gate.transfer(peers[0], Class::Demand).is_ok());
+        held.pop();
+        assert!(gate.claim(peers[0]).is_err(), "one peer took more than its share");
+        assert!(gate.claim(peers[1]).is_ok());
+    }
+
+    #[test]
+    fn progress_is_told_to_at_most_thirty_two() {
+        let gate = gate(|_| {});
+        let held: Vec<_> = (0..32).map(|_| gate.watcher().expect("is free")).collect();
+        assert!(gate.watcher().is_err());
+        drop(held);
+        assert!(gate.watcher().is_ok());
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_slot_is_told() {
+        let gate = gate(|_| {});
+        let peer = PeerId::random();
+        let _stream = gate.stream(peer).expect("is free");
+        let transfer = gate.transfer(peer, Class::Demand).expect("is free");
+        let mut freed = Box::pin(gate.freed());
+        assert!(futures::poll!(&mut freed).is_pending());
+        drop(transfer);
+        assert!(futures::poll!(&mut freed).is_ready());
+    }
+
+    #[test]
     fn requests_are_bounded_by_rate() {
         let gate = gate(|limits| limits.requests_per_second_per_peer = 10);
         let peer = PeerId::random();
@@ -350,6 +461,16 @@ mod tests {
         drop(demand);
         assert_eq!(gate.state.lock().demand_waits, 0);
         prefetch.await;
+    }
+
+    #[tokio::test]
+    async fn demand_takes_a_little_of_the_future_and_prefetch_pays_for_it() {
+        let gate = gate(|limits| limits.bytes_per_second = NonZeroU64::new(1_000_000));
+        gate.state.lock().pace.as_mut().expect("is limited").next = Instant::now() + DEMAND_AHEAD / 2;
+        assert!(futures::poll!(Box::pin(gate.pace(Class::Prefetch, 1))).is_pending());
+        // A second's worth: paid by whoever comes next.
+        assert!(futures::poll!(Box::pin(gate.pace(Class::Demand, 1_000_000))).is_ready());
+        assert!(futures::poll!(Box::pin(gate.pace(Class::Demand, 1))).is_pending(), "demand knows no limit");
     }
 
     #[tokio::test]

@@ -10,21 +10,25 @@
 //! | `session` | frames over a stream, with limits and times |
 //! | `compress` | zstd on the wire |
 //! | `limits` | what others may take from this node |
-//! | `server`, `upload` | answers requests from [`Content`] |
+//! | [`desk`] | who decides about chunks that are not simply here |
+//! | `server`, `answering`, `upload` | answers requests from [`Content`], by leave of the [`Desk`] |
 //! | `pool` | the streams that this node has opened |
 //! | `client`, [`fetch`], `watch` | asks, checks every byte, hands it on |
 
 pub mod codec;
+pub mod desk;
 pub mod error;
 pub mod fetch;
 pub mod session;
 pub mod watch;
 
+mod answering;
 pub(crate) mod client;
 pub(crate) mod compress;
 pub(crate) mod limits;
 pub(crate) mod pool;
 pub(crate) mod progress;
+pub(crate) mod proofs;
 pub(crate) mod server;
 mod upload;
 
@@ -32,9 +36,10 @@ use bytes::Bytes;
 use hermes_image::ids::{ArtifactId, ChunkNo, DiffId, Digest};
 use hermes_image::runs::Runs;
 
-pub use codec::Class;
+pub use codec::{Class, Duty, Want};
+pub use desk::{Claim, Desk, OpenDesk, Ruling};
 pub use error::ExchangeError;
-pub use fetch::{Arrival, Fetch};
+pub use fetch::{Arrival, Asking, Fetch};
 pub use watch::{HaveNews, Watch};
 
 /// What this node can give to others. Every method may block on disk; none is called on an async thread.

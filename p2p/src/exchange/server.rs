@@ -19,17 +19,19 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Content;
+use super::answering::Get;
 use super::codec::{
-    Accept, Answer, Class, CodecError, MAP_RUNS_MAX, PIECE_LEN_MAX_BYTES, REQUEST_LEN_MAX_BYTES, Reason, Request,
+    Answer, Class, CodecError, MAP_RUNS_MAX, PIECE_LEN_MAX_BYTES, REQUEST_LEN_MAX_BYTES, Reason, Request,
     STATEMENT_LEN_MAX_BYTES, VERSION,
 };
 use super::compress::Codecs;
 use super::limits::{Busy, Gate, StreamPermit};
 use super::progress::Progress;
 use super::session::{Session, SessionError};
-use super::upload::{BATCH_LEN_BYTES, Upload};
+use super::upload::BATCH_LEN_BYTES;
+use super::{Content, Desk};
 use crate::config::UploadLimits;
+use crate::swarm::Command;
 
 /// Inbound streams that wait for their task. A burst of all peers at once; more are dropped, and their askers try again.
 const QUEUE_MAX: usize = 256;
@@ -40,7 +42,7 @@ const NEWS_EVERY: Duration = Duration::from_millis(50);
 
 /// Why a stream has ended.
 #[derive(Debug, thiserror::Error)]
-enum ServeError {
+pub(super) enum ServeError {
     #[error(transparent)]
     Session(#[from] SessionError),
     /// A message at the wrong time.
@@ -75,11 +77,21 @@ impl ServeError {
 
 /// Everything that a stream's task needs.
 pub(crate) struct Server {
-    content: Arc<dyn Content>,
-    gate: Arc<Gate>,
-    codecs: Arc<Codecs>,
-    progress: Arc<Progress>,
-    limits: UploadLimits,
+    pub(super) content: Arc<dyn Content>,
+    pub(super) desk: Arc<dyn Desk>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) codecs: Arc<Codecs>,
+    pub(super) progress: Arc<Progress>,
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) limits: UploadLimits,
+}
+
+/// Where answers come from.
+pub(crate) struct Sources {
+    pub(crate) content: Arc<dyn Content>,
+    pub(crate) desk: Arc<dyn Desk>,
+    pub(crate) codecs: Arc<Codecs>,
+    pub(crate) progress: Arc<Progress>,
 }
 
 /// A stream that a peer has opened.
@@ -100,14 +112,15 @@ pub(crate) fn queue() -> (mpsc::Sender<Inbound>, mpsc::Receiver<Inbound>) {
 }
 
 impl Server {
-    /// A server of `content`.
-    pub(crate) fn new(
-        content: Arc<dyn Content>,
-        codecs: Arc<Codecs>,
-        progress: Arc<Progress>,
-        limits: UploadLimits,
-    ) -> Arc<Self> {
-        Arc::new(Self { content, gate: Gate::new(limits.clone()), codecs, progress, limits })
+    /// A server of `sources`. `commands` go to the task that knows where peers are.
+    pub(crate) fn new(sources: Sources, commands: mpsc::Sender<Command>, limits: UploadLimits) -> Arc<Self> {
+        let Sources { content, desk, codecs, progress } = sources;
+        Arc::new(Self { content, desk, gate: Gate::new(limits.clone()), codecs, progress, commands, limits })
+    }
+
+    /// What guards the uploads.
+    pub(crate) fn gate(&self) -> &Arc<Gate> {
+        &self.gate
     }
 
     /// Serves every stream from `queue` in a task of its own until `cancel`.
@@ -165,21 +178,29 @@ impl Server {
             refused = 0;
             match request {
                 Request::Hello { .. } => return Err(ServeError::OutOfOrder("HELLO")),
-                Request::Have { layer, table } => self.have(session, layer, table).await?,
-                Request::Get { layer, table, class, accept, chunks } => {
-                    self.get(session, peer, (layer, table), class, accept, chunks).await?;
+                Request::Have { layer, table } => self.have(session, peer, layer, table).await?,
+                Request::Get { layer, table, class, accept, want, extent, chunks } => {
+                    self.get(session, peer, Get { layer, table, class, accept, want, extent, chunks }).await?;
                 }
                 Request::Artifact { id, offset, len } => self.artifact(session, peer, id, offset, len).await?,
                 Request::Statement { manifest } => {
                     let content = Arc::clone(&self.content);
                     let found = tokio::task::spawn_blocking(move || content.statement(manifest)).await?;
                     let found = found.filter(|statement| statement.len() as u64 <= STATEMENT_LEN_MAX_BYTES);
+                    if found.is_some() && !self.desk.allows_statement(peer, manifest) {
+                        self.say(session, &Answer::Denied).await?;
+                        continue;
+                    }
                     self.blob(session, found, 0, u64::MAX).await?;
                 }
                 Request::Watch { layer, table } => {
-                    if self.watch(session, layer, table).await?.is_break() {
+                    if self.watch(session, peer, layer, table).await?.is_break() {
                         return Ok(());
                     }
+                }
+                Request::Grant { grant } => {
+                    let answer = if self.desk.grant(peer, &grant) { Answer::End } else { Answer::Denied };
+                    self.say(session, &answer).await?;
                 }
             }
         }
@@ -195,7 +216,7 @@ impl Server {
         Ok(Request::decode(&frame)?)
     }
 
-    async fn say<S: AsyncRead + AsyncWrite + Unpin>(
+    pub(super) async fn say<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         session: &mut Session<S>,
         answer: &Answer,
@@ -205,7 +226,7 @@ impl Server {
         session.write_frames(&frame, self.limits.stall_timeout).await
     }
 
-    async fn busy<S: AsyncRead + AsyncWrite + Unpin>(
+    pub(super) async fn busy<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         session: &mut Session<S>,
         busy: Busy,
@@ -222,9 +243,13 @@ impl Server {
     async fn have<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         session: &mut Session<S>,
+        peer: PeerId,
         layer: DiffId,
         table: ArtifactId,
     ) -> Result<(), ServeError> {
+        if !self.desk.allows(peer, layer) {
+            return Ok(self.say(session, &Answer::Denied).await?);
+        }
         let answer = match self.map(layer, table).await? {
             None => Answer::NotFound,
             Some(chunks) => {
@@ -233,34 +258,6 @@ impl Server {
             }
         };
         Ok(self.say(session, &answer).await?)
-    }
-
-    async fn get<S: AsyncRead + AsyncWrite + Unpin>(
-        &self,
-        session: &mut Session<S>,
-        peer: PeerId,
-        of: (DiffId, ArtifactId),
-        class: Class,
-        accept: Accept,
-        chunks: Runs,
-    ) -> Result<(), ServeError> {
-        let _transfer = match self.gate.transfer(peer, class) {
-            Ok(transfer) => transfer,
-            Err(busy) => return Ok(self.busy(session, busy).await?),
-        };
-        let upload = Upload::new(Arc::clone(&self.content), Arc::clone(&self.codecs), of, accept, chunks);
-        let mut ahead = tokio::task::spawn_blocking(move || upload.next_batch());
-        loop {
-            let (upload, batch) = ahead.await?;
-            if batch.last {
-                self.gate.pace(class, batch.frames.len()).await;
-                return Ok(session.write_frames(&batch.frames, self.limits.stall_timeout).await?);
-            }
-            // The next batch is read while this one is written.
-            ahead = tokio::task::spawn_blocking(move || upload.next_batch());
-            self.gate.pace(class, batch.frames.len()).await;
-            session.write_frames(&batch.frames, self.limits.stall_timeout).await?;
-        }
     }
 
     async fn artifact<S: AsyncRead + AsyncWrite + Unpin>(
@@ -281,6 +278,10 @@ impl Server {
             tracing::error!(%id, %error, "cannot read an artifact that should be here");
             None
         });
+        // What is not here is not found, whoever asks: only then do askers prove what they may read.
+        if found.is_some() && !self.desk.allows_artifact(peer, id) {
+            return Ok(self.say(session, &Answer::Denied).await?);
+        }
         self.blob(session, found, offset, len).await
     }
 
@@ -318,9 +319,14 @@ impl Server {
     async fn watch<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         session: &mut Session<S>,
+        peer: PeerId,
         layer: DiffId,
         table: ArtifactId,
     ) -> Result<ControlFlow<()>, ServeError> {
+        if !self.desk.allows(peer, layer) {
+            self.say(session, &Answer::Denied).await?;
+            return Ok(ControlFlow::Continue(()));
+        }
         let _watcher = match self.gate.watcher() {
             Ok(watcher) => watcher,
             Err(busy) => {
@@ -348,6 +354,10 @@ impl Server {
                     return if closed { Ok(ControlFlow::Break(())) } else { Err(ServeError::OutOfOrder("a request after WATCH")) };
                 }
                 () = grown => {}
+            }
+            // A grant may end meanwhile.
+            if !self.desk.allows(peer, layer) {
+                return Ok(ControlFlow::Break(()));
             }
             let Some(have) = self.map(layer, table).await? else { return Ok(ControlFlow::Break(())) };
             let more;

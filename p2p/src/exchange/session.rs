@@ -34,12 +34,14 @@ pub enum SessionError {
 #[derive(Debug)]
 pub struct Session<S> {
     stream: S,
+    /// The first byte of the next frame, if [`Self::gone`] has met it.
+    ahead: Option<u8>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Frames over `stream`.
     pub fn new(stream: S) -> Self {
-        Self { stream }
+        Self { stream, ahead: None }
     }
 
     /// The next frame without its length. It must begin before `first_by`, and be complete `rest` later.
@@ -53,7 +55,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         rest: Duration,
     ) -> Result<Bytes, SessionError> {
         let mut head = [0; LENGTH_LEN_BYTES];
-        let begun = timeout_at(first_by, self.stream.read(&mut head)).await.map_err(|_| SessionError::Stalled)??;
+        let begun = match self.ahead.take() {
+            Some(byte) => {
+                head[0] = byte;
+                1
+            }
+            None => timeout_at(first_by, self.stream.read(&mut head)).await.map_err(|_| SessionError::Stalled)??,
+        };
         if begun == 0 {
             return Err(SessionError::Closed);
         }
@@ -90,8 +98,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     ///
     /// Cancel safe: a byte that is read here ends the session anyway.
     pub async fn interrupted(&mut self) -> bool {
+        if self.ahead.is_some() {
+            return false;
+        }
         let mut byte = [0];
         !matches!(self.stream.read(&mut byte).await, Ok(1..))
+    }
+
+    /// Ends when the other side closes or resets the stream. What it sends instead is not lost, but hides the end until
+    /// the next write, which then fails.
+    ///
+    /// Cancel safe: a byte that is read here is the first of the next frame.
+    pub async fn gone(&mut self) {
+        if self.ahead.is_none() {
+            let mut byte = [0];
+            match self.stream.read(&mut byte).await {
+                Ok(1..) => self.ahead = Some(byte[0]),
+                Ok(0) | Err(_) => return,
+            }
+        }
+        std::future::pending().await
     }
 
     /// Says that nothing more will be written. Best effort.
@@ -151,5 +177,20 @@ mod tests {
         tokio::io::AsyncWriteExt::write_all(&mut far, &[2, 0, 0, 0, 7]).await.expect("writes");
         let trickle = reader.read_frame(10, Instant::now() + SOON, short).await;
         assert!(matches!(trickle, Err(SessionError::Stalled)));
+    }
+
+    #[tokio::test]
+    async fn the_end_is_noticed_and_a_frame_that_comes_instead_is_not_lost() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let mut reader = Session::new(near.compat());
+        assert!(futures::poll!(Box::pin(reader.gone())).is_pending());
+        tokio::io::AsyncWriteExt::write_all(&mut far, &[2, 0, 0, 0, 7, 8]).await.expect("writes");
+        for _ in 0..2 {
+            assert!(futures::poll!(Box::pin(reader.gone())).is_pending(), "took a request for the end");
+        }
+        let frame = reader.read_frame(10, Instant::now() + SOON, SOON).await.expect("a frame");
+        assert_eq!(*frame, [7, 8]);
+        drop(far);
+        reader.gone().await;
     }
 }

@@ -1,9 +1,7 @@
-//! One GET on its way out: chunks are read and compressed in batches on a blocking thread, one batch ahead of the
-//! stream.
+//! Chunks on their way out: read and compressed in batches on a blocking thread, one batch ahead of the stream.
 //!
 //! So a transfer holds at most two batches, a slow reader slows its own disk reads, and no thread changes per chunk.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,70 +17,67 @@ use super::compress::{Codecs, Effort};
 /// bytes leave early and that a byte rate is kept evenly.
 pub(crate) const BATCH_LEN_BYTES: usize = 256 * 1024;
 
-/// What is left of one GET.
+/// Reads chunks of one layer for one asker.
 pub(crate) struct Upload {
     content: Arc<dyn Content>,
     codecs: Arc<Codecs>,
     layer: DiffId,
     table: ArtifactId,
     accept: Accept,
-    /// Until the first batch: everything that was asked for.
-    asked: Option<Runs>,
-    left: VecDeque<u32>,
+    /// What was here at the last look and is not in a batch yet.
+    left: Runs,
     effort: Effort,
 }
 
-/// Whole frames, and whether END is among them.
-#[derive(Debug)]
+/// Whole frames.
+#[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) frames: Vec<u8>,
-    pub(crate) last: bool,
+    /// The chunks that the frames answer for: sent, or lacking because they could not be read after all.
+    pub(crate) answered: Runs,
+    /// What was here at the last look and comes in later batches.
+    pub(crate) rest: Runs,
 }
 
 impl Upload {
-    /// The answer to a GET for `chunks`.
+    /// Nothing yet.
     pub(crate) fn new(
         content: Arc<dyn Content>,
         codecs: Arc<Codecs>,
         (layer, table): (DiffId, ArtifactId),
         accept: Accept,
-        chunks: Runs,
     ) -> Self {
-        let (left, effort) = (VecDeque::new(), Effort::default());
-        Self { content, codecs, layer, table, accept, asked: Some(chunks), left, effort }
+        Self { content, codecs, layer, table, accept, left: Runs::new(), effort: Effort::default() }
     }
 
-    /// The next frames. Blocks on disk.
+    /// Looks which of `wanted` are here. Gives back the others, and the first of those that are. Blocks on disk.
+    pub(crate) fn look(mut self, wanted: &Runs) -> (Self, Runs, Batch) {
+        let have = self.content.have(self.layer, self.table).unwrap_or_default();
+        self.left = wanted.intersection(&have);
+        let (upload, batch) = self.next_batch();
+        (upload, wanted.difference(&have), batch)
+    }
+
+    /// The next of what was here at the last look. Blocks on disk.
     pub(crate) fn next_batch(mut self) -> (Self, Batch) {
-        let mut frames = Vec::new();
-        let mut lacks = Runs::new();
-        if let Some(asked) = self.asked.take() {
-            // Chunks that are missing are said first, so that the asker can turn to another holder at once.
-            let have = self.content.have(self.layer, self.table).unwrap_or_default();
-            let missing = asked.difference(&have);
-            if !missing.is_empty() {
-                Answer::Lacks { chunks: missing }.encode(&mut frames);
+        let (mut frames, mut answered, mut lacks) = (Vec::new(), Runs::new(), Runs::new());
+        let left = std::mem::take(&mut self.left);
+        for chunk in left.chunks() {
+            if frames.len() >= BATCH_LEN_BYTES {
+                break;
             }
-            // At most `GET_CHUNKS_MAX`.
-            self.left = asked.intersection(&have).chunks().collect();
-        }
-        while frames.len() < BATCH_LEN_BYTES
-            && let Some(chunk) = self.left.pop_front()
-        {
             match self.read(ChunkNo(chunk)) {
-                Some(plain) => {
-                    say_lacks(&mut lacks, &mut frames);
-                    self.encode(ChunkNo(chunk), &plain, &mut frames);
-                }
+                Some(plain) => self.encode(ChunkNo(chunk), &plain, &mut frames),
                 None => lacks.insert(chunk..chunk + 1),
             }
+            answered.insert(chunk..chunk + 1);
         }
-        say_lacks(&mut lacks, &mut frames);
-        let last = self.left.is_empty();
-        if last {
-            Answer::End.encode(&mut frames);
+        if !lacks.is_empty() {
+            Answer::Lacks { chunks: lacks }.encode(&mut frames);
         }
-        (self, Batch { frames, last })
+        self.left = left.difference(&answered);
+        let rest = self.left.clone();
+        (self, Batch { frames, answered, rest })
     }
 
     fn read(&self, chunk: ChunkNo) -> Option<Bytes> {
@@ -111,11 +106,5 @@ impl Upload {
             }
         }
         data_frame(frames, chunk, Encoding::Plain, plain);
-    }
-}
-
-fn say_lacks(lacks: &mut Runs, frames: &mut Vec<u8>) {
-    if !lacks.is_empty() {
-        Answer::Lacks { chunks: std::mem::take(lacks) }.encode(frames);
     }
 }

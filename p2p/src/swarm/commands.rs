@@ -8,7 +8,7 @@ use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId};
 
 use super::{BANS_MAX, Command, DIAL_WAITERS_MAX, DialReply, Owner, Query, Resolved, key_of};
-use crate::address::{peer_of, socket_of};
+use crate::address::{peer_of, reachable, socket_of};
 use crate::error::NodeError;
 use crate::lookup::Asked;
 
@@ -18,6 +18,12 @@ impl Owner {
             Command::Connect { address, reply } => self.connect(address, reply),
             Command::Reach { peer, reply } => self.reach(peer, reply),
             Command::Learn { peer, address } => self.book.add(peer, address),
+            Command::Hear { from, peer, addresses } => self.hear(from, peer, &addresses),
+            Command::Addresses { peers, reply } => {
+                let found = peers.into_iter().map(|peer| (peer, self.book.addresses(&peer))).collect();
+                // A caller that has gone needs no answer.
+                let _ = reply.send(found);
+            }
             Command::FindHolders { layer, reply } => match self.lookups.ask(layer, Instant::now(), reply) {
                 Asked::Start => {
                     let query = self.swarm.behaviour_mut().kad.get_providers(key_of(layer));
@@ -37,6 +43,10 @@ impl Owner {
                 if self.schedule.remove(layer) {
                     self.swarm.behaviour_mut().kad.stop_providing(&key_of(layer));
                 }
+            }
+            Command::RecordsLen { reply } => {
+                // A caller that has gone needs no answer.
+                let _ = reply.send(self.swarm.behaviour_mut().kad.store_mut().len_bytes());
             }
             Command::Close { peer } => {
                 // That there is no connection any more is no error.
@@ -86,6 +96,18 @@ impl Owner {
         }
         self.reaches.entry(peer).or_default().push(reply);
         self.dial(peer);
+    }
+
+    /// `from` says where `peer` is. Only what could be seen from where `from` is counts, and it pushes nothing out that this
+    /// node knows better.
+    fn hear(&mut self, from: PeerId, peer: PeerId, addresses: &[Multiaddr]) {
+        if self.bans.contains_key(&peer) {
+            return;
+        }
+        let remote = self.links.values().find(|link| link.peer == from).and_then(|link| link.remote);
+        for address in reachable(addresses, remote) {
+            self.book.hear(peer, address);
+        }
     }
 
     /// Dials `peer` unless there is a connection or a dial already; the outcome comes as an event.

@@ -53,7 +53,7 @@ impl Owner {
 
     fn on_established(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint, count: u32) {
         let remote = socket_of(endpoint.get_remote_address()).map(|socket| socket.ip());
-        self.links.insert(id, Link { remote, unanswered: 0 });
+        self.links.insert(id, Link { peer, remote, unanswered: 0 });
         if let ConnectedPoint::Dialer { address, .. } = endpoint
             && let Some(socket) = socket_of(address)
         {

@@ -61,12 +61,18 @@ pub(crate) enum Command {
     Reach { peer: PeerId, reply: DialReply },
     /// Remember where a peer may be.
     Learn { peer: PeerId, address: Multiaddr },
+    /// Remember where a peer may be, by the word of another.
+    Hear { from: PeerId, peer: PeerId, addresses: Vec<Multiaddr> },
+    /// Say where peers may be, to tell others.
+    Addresses { peers: Vec<PeerId>, reply: oneshot::Sender<Vec<(PeerId, Vec<Multiaddr>)>> },
     /// Find holders of a layer.
     FindHolders { layer: DiffId, reply: Reply },
     /// Announce a layer.
     Provide { layer: DiffId, reply: oneshot::Sender<Result<(), NodeError>> },
     /// Announce a layer no longer.
     Withdraw { layer: DiffId },
+    /// How many bytes the records of others take.
+    RecordsLen { reply: oneshot::Sender<usize> },
     /// Close all connections to a peer.
     Close { peer: PeerId },
     /// Refuse a peer until a time.
@@ -99,9 +105,11 @@ enum Query {
 }
 
 /// What the owner knows of a connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Link {
-    /// The other end.
+    /// Who is at the other end.
+    peer: PeerId,
+    /// Where that is.
     remote: Option<IpAddr>,
     /// Pings in a row without an answer.
     unanswered: u32,

@@ -11,7 +11,7 @@ use hermes_p2p::admission::grants::{GrantError, SignedGrant};
 use hermes_p2p::admission::issuer::{CertificateRequest, IssueError, Issuer};
 use hermes_p2p::admission::join_secret::JoinSecret;
 use hermes_p2p::admission::revocation::{Revocation, SignedRevocation};
-use hermes_p2p::{ClusterId, Content, Node, NodeConfig, NodeError, PeerId, Refusal, unix_now};
+use hermes_p2p::{Asking, ClusterId, Content, Node, NodeConfig, NodeError, OpenDesk, PeerId, Refusal, unix_now};
 
 use crate::common::{Layer, Look, Made, RawPeer, TestNode, collect, deadline, start, wait_for};
 
@@ -64,7 +64,7 @@ async fn forging(real: &Arc<JoinSecret>, shows: impl FnOnce(Certificate) -> Sign
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = crate::common::config(&folder);
     // The key is made by a first start, so that its name is known.
-    let first = Node::start(config.clone(), Arc::new(Made::default())).await.expect("starts");
+    let first = Node::start(config.clone(), Arc::new(Made::default()), Arc::new(OpenDesk)).await.expect("starts");
     let peer = first.local_peer_id();
     first.shutdown().await;
     let now = unix_now();
@@ -73,7 +73,7 @@ async fn forging(real: &Arc<JoinSecret>, shows: impl FnOnce(Certificate) -> Sign
         Certificate { cluster, peer, zone: config.zone.clone(), epoch: 0, not_before: now, not_after: now + 3600 };
     config.issuer = Some(Arc::new(Forger { shows: shows(honest), real: Arc::clone(real) }));
     let made = Arc::new(Made::default());
-    let node = Node::start(config, Arc::clone(&made) as Arc<dyn Content>).await.expect("starts");
+    let node = Node::start(config, Arc::clone(&made) as Arc<dyn Content>, Arc::new(OpenDesk)).await.expect("starts");
     TestNode { node, made, folder }
 }
 
@@ -129,7 +129,8 @@ async fn members_of_one_secret_talk_and_know_each_other() {
     let layer = Layer::new(1, 4, 4096, Look::Text);
     two.made.add(&layer, layer.all());
     one.meet(&two).await;
-    let fetch = one.node.fetch(two.peer(), &layer.table, layer.all(), hermes_p2p::Class::Demand, deadline());
+    let fetch =
+        one.node.fetch(two.peer(), &layer.table, Asking::here(layer.all(), hermes_p2p::Class::Demand), deadline());
     assert_eq!(collect(fetch, &layer).await.chunks.len(), 4);
     for (node, other) in [(&one, &two), (&two, &one)] {
         let known = node.node.members();
@@ -239,7 +240,7 @@ async fn a_revoked_node_is_cut_off_everywhere_and_stays_out_over_a_restart() {
     let mut again = crate::common::config(&other.folder);
     joins(&mut again);
     again.peers.clear();
-    let again = Node::start(again, Arc::new(Made::default())).await.expect("starts");
+    let again = Node::start(again, Arc::new(Made::default()), Arc::new(OpenDesk)).await.expect("starts");
     let address = again.listen_addresses()[0].clone();
     assert!(all_of(&thief.node.connect(address).await.expect_err("refused")).contains("taken back"));
 }
@@ -313,14 +314,14 @@ async fn a_node_beyond_loopback_needs_a_secret_or_a_word() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = crate::common::config(&folder);
     config.listen = vec!["/ip4/0.0.0.0/tcp/0".parse().expect("a multiaddr")];
-    let error = Node::start(config.clone(), Arc::new(Made::default())).await.expect_err("refused");
+    let error = Node::start(config.clone(), Arc::new(Made::default()), Arc::new(OpenDesk)).await.expect_err("refused");
     assert!(all_of(&error).contains("--join-secret"), "{}", all_of(&error));
     config.open = true;
-    let open = Node::start(config.clone(), Arc::new(Made::default())).await.expect("starts");
+    let open = Node::start(config.clone(), Arc::new(Made::default()), Arc::new(OpenDesk)).await.expect("starts");
     open.shutdown().await;
     config.open = false;
     config.issuer = Some(issuer("test", 's'));
-    Node::start(config, Arc::new(Made::default())).await.expect("starts").shutdown().await;
+    Node::start(config, Arc::new(Made::default()), Arc::new(OpenDesk)).await.expect("starts").shutdown().await;
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use hermes_p2p::admission::Admission;
 use hermes_p2p::admission::upgrade::Upgrade;
 use hermes_p2p::exchange::codec::{ANSWER_LEN_MAX_BYTES, Answer, REQUEST_LEN_MAX_BYTES, Request, VERSION};
 use hermes_p2p::exchange::session::{Session, SessionError};
-use hermes_p2p::{Arrival, Content, ExchangeError, Fetch, Multiaddr, Node, NodeConfig, PeerId};
+use hermes_p2p::{Arrival, Content, Desk, ExchangeError, Fetch, Multiaddr, Node, NodeConfig, OpenDesk, PeerId};
 use libp2p::identity::Keypair;
 use libp2p::swarm::{Swarm, SwarmEvent};
 use libp2p::{Stream, StreamProtocol, SwarmBuilder, noise, tcp, yamux};
@@ -189,17 +189,23 @@ pub(crate) fn config(folder: &TempDir) -> NodeConfig {
     config.discovery.query_timeout = Duration::from_secs(20);
     config.discovery.request_timeout = Duration::from_secs(20);
     config.download.open_timeout = Duration::from_secs(30);
+    config.download.dial_timeout = Duration::from_secs(20);
     config.download.stall_timeout = Duration::from_secs(30);
     config.upload.stall_timeout = Duration::from_secs(30);
     config
 }
 
 pub(crate) async fn start(change: impl FnOnce(&mut NodeConfig)) -> TestNode {
+    start_with(Arc::new(OpenDesk), change).await
+}
+
+/// A node whose `desk` decides.
+pub(crate) async fn start_with(desk: Arc<dyn Desk>, change: impl FnOnce(&mut NodeConfig)) -> TestNode {
     let folder = tempfile::tempdir().expect("a folder");
     let made = Arc::new(Made::default());
     let mut config = config(&folder);
     change(&mut config);
-    let node = Node::start(config, Arc::clone(&made) as Arc<dyn Content>).await.expect("starts");
+    let node = Node::start(config, Arc::clone(&made) as Arc<dyn Content>, desk).await.expect("starts");
     TestNode { node, made, folder }
 }
 
@@ -231,6 +237,11 @@ impl TestNode {
 pub(crate) struct Got {
     pub(crate) chunks: Vec<ChunkNo>,
     pub(crate) lacks: Runs,
+    pub(crate) referred: Vec<(Runs, Vec<PeerId>)>,
+    pub(crate) delegated: Runs,
+    /// How often the peer said that it waits, and what it said of the registry last.
+    pub(crate) pendings: usize,
+    pub(crate) registry_rests: Option<Duration>,
     pub(crate) error: Option<ExchangeError>,
 }
 
@@ -245,6 +256,12 @@ pub(crate) async fn collect(mut fetch: Fetch, layer: &Layer) -> Got {
                     got.chunks.push(chunk);
                 }
                 Ok(Arrival::Lacks(chunks)) => got.lacks.insert_all(&chunks),
+                Ok(Arrival::Refer { chunks, peers }) => got.referred.push((chunks, peers)),
+                Ok(Arrival::Delegate(chunks)) => got.delegated.insert_all(&chunks),
+                Ok(Arrival::Pending { registry_rests, .. }) => {
+                    got.pendings += 1;
+                    got.registry_rests = registry_rests;
+                }
                 Err(error) => {
                     assert!(got.error.is_none(), "delivered something after an error");
                     got.error = Some(error);

@@ -1,10 +1,11 @@
 //! How nodes find each other and each other's layers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
 use hermes_image::ids::DiffId;
-use hermes_p2p::{Class, PeerAddress, PeerEvent};
+use hermes_p2p::{Asking, Class, OpenDesk, PeerAddress, PeerEvent};
 use tokio::time::timeout;
 
 use crate::common::{Layer, Look, PATIENCE, TestNode, collect, deadline, start, wait_for};
@@ -30,7 +31,11 @@ async fn a_provider_is_found_through_a_third_node() {
     .await;
     assert_eq!(holders, [holder.peer()]);
     // The asker was never told where the holder is.
-    let got = collect(asker.node.fetch(holders[0], &layer.table, layer.all(), Class::Demand, deadline()), &layer).await;
+    let got = collect(
+        asker.node.fetch(holders[0], &layer.table, Asking::here(layer.all(), Class::Demand), deadline()),
+        &layer,
+    )
+    .await;
     assert!(got.error.is_none() && got.chunks.len() == 10, "{got:?}");
     // Whoever looks for its own layer does not find itself.
     assert_eq!(holder.node.find_holders(layer.table.diff_id()).await.expect("looks"), []);
@@ -107,8 +112,8 @@ async fn a_node_among_its_own_seeds_and_a_dead_one_still_find_the_living() {
         .iter()
         .map(|text| text.parse().expect("an address"))
         .collect();
-    let content = std::sync::Arc::new(crate::common::Made::default());
-    let node = hermes_p2p::Node::start(config, content).await.expect("starts");
+    let content = Arc::new(crate::common::Made::default());
+    let node = hermes_p2p::Node::start(config, content, Arc::new(OpenDesk)).await.expect("starts");
     wait_for("the living seed", async || (node.peers() == [living.peer()]).then_some(())).await;
 }
 
@@ -121,7 +126,7 @@ async fn a_seed_that_comes_late_is_found() {
     let mut events = early.node.events();
     let mut again = crate::common::config(&late.folder);
     again.listen = vec![address];
-    let node = hermes_p2p::Node::start(again, late.made.clone()).await.expect("starts");
+    let node = hermes_p2p::Node::start(again, late.made.clone(), Arc::new(OpenDesk)).await.expect("starts");
     let up = timeout(PATIENCE, events.recv()).await.expect("in time").expect("an event");
     assert_eq!(up, PeerEvent::Up(peer));
     // And again when it was lost.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use hermes_image::ids::{ArtifactId, Digest};
 use hermes_image::runs::Runs;
-use hermes_p2p::{Class, Content, ErrorClass, ExchangeError, Fetch, HaveNews, Node, PeerEvent};
+use hermes_p2p::{Asking, Class, Content, ErrorClass, ExchangeError, Fetch, HaveNews, Node, OpenDesk, PeerEvent};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
@@ -36,10 +36,10 @@ async fn two_nodes_exchange_everything() {
     let (node, peer) = (&asker.node, holder.peer());
     assert_eq!(node.have(peer, &text.table, deadline()).await.expect("has it"), text.all());
 
-    let got = collect(node.fetch(peer, &text.table, text.all(), Class::Demand, deadline()), &text).await;
+    let got = collect(node.fetch(peer, &text.table, Asking::here(text.all(), Class::Demand), deadline()), &text).await;
     assert!(got.error.is_none() && got.chunks.len() == 50, "{got:?}");
     let asked = Runs::from_iter([5..25, 49..50]);
-    let got = collect(node.fetch(peer, &noise.table, asked, Class::Prefetch, deadline()), &noise).await;
+    let got = collect(node.fetch(peer, &noise.table, Asking::here(asked, Class::Prefetch), deadline()), &noise).await;
     assert!(got.error.is_none(), "{got:?}");
     assert_eq!(got.lacks, Runs::one(10..20));
     assert_eq!(got.chunks.iter().map(|chunk| chunk.0).collect::<Vec<_>>(), [5, 6, 7, 8, 9, 20, 21, 22, 23, 24, 49]);
@@ -81,12 +81,16 @@ async fn what_is_not_there_is_said() {
     for error in errors {
         assert_eq!((error.class(), error.kind(), error.peer()), (ErrorClass::NotFound, "not_found", Some(peer)));
     }
-    let got = collect(node.fetch(peer, &unknown.table, unknown.all(), Class::Demand, deadline()), &unknown).await;
+    let got =
+        collect(node.fetch(peer, &unknown.table, Asking::here(unknown.all(), Class::Demand), deadline()), &unknown)
+            .await;
     assert!(got.error.is_none() && got.lacks == unknown.all(), "{got:?}");
 
-    let got = collect(node.fetch(peer, &known.table, Runs::one(3..9), Class::Demand, deadline()), &known).await;
+    let got =
+        collect(node.fetch(peer, &known.table, Asking::here(Runs::one(3..9), Class::Demand), deadline()), &known).await;
     assert!(matches!(got.error, Some(ExchangeError::NoSuchChunk { end: 9, count: 4 })), "{got:?}");
-    let got = collect(node.fetch(peer, &known.table, Runs::new(), Class::Demand, deadline()), &known).await;
+    let got =
+        collect(node.fetch(peer, &known.table, Asking::here(Runs::new(), Class::Demand), deadline()), &known).await;
     assert!(got.error.is_none() && got.chunks.is_empty());
 }
 
@@ -99,7 +103,7 @@ async fn ten_thousand_chunks_arrive_in_order() {
     holder.made.add(&layer, have.clone());
     asker.meet(&holder).await;
     assert_eq!(asker.node.have(holder.peer(), &layer.table, deadline()).await.expect("has it"), have);
-    let fetch = asker.node.fetch(holder.peer(), &layer.table, layer.all(), Class::Prefetch, deadline());
+    let fetch = asker.node.fetch(holder.peer(), &layer.table, Asking::here(layer.all(), Class::Prefetch), deadline());
     let got = collect(fetch, &layer).await;
     assert!(got.error.is_none(), "{:?}", got.error);
     assert_eq!(got.lacks, layer.all().difference(&have));
@@ -117,7 +121,7 @@ async fn a_holder_at_its_limit_says_busy_and_is_asked_again() {
     holder.made.add(&layer, layer.all());
     holder.made.hold(layer.table.diff_id());
     asker.meet(&holder).await;
-    let fetch = |class| asker.node.fetch(holder.peer(), &layer.table, layer.all(), class, deadline());
+    let fetch = |class| asker.node.fetch(holder.peer(), &layer.table, Asking::here(layer.all(), class), deadline());
 
     let slow = spawn_collect(fetch(Class::Prefetch), &layer);
     holder.made.wait_for_held(1).await;
@@ -150,7 +154,7 @@ async fn cancelling_in_the_middle_leaves_the_pool_usable() {
     asker.meet(&holder).await;
     for round in 0..20 {
         let class = if round % 2 == 0 { Class::Demand } else { Class::Prefetch };
-        let mut fetch = asker.node.fetch(holder.peer(), &layer.table, layer.all(), class, deadline());
+        let mut fetch = asker.node.fetch(holder.peer(), &layer.table, Asking::here(layer.all(), class), deadline());
         for _ in 0..round % 4 {
             let arrival = timeout(PATIENCE, fetch.next()).await.expect("in time").expect("not at its end");
             arrival.expect("a chunk");
@@ -158,7 +162,7 @@ async fn cancelling_in_the_middle_leaves_the_pool_usable() {
         drop(fetch);
     }
     // More than there are streams, so every place must be free again.
-    let fetch = |class| asker.node.fetch(holder.peer(), &layer.table, layer.all(), class, deadline());
+    let fetch = |class| asker.node.fetch(holder.peer(), &layer.table, Asking::here(layer.all(), class), deadline());
     let (a, b) = tokio::join!(collect(fetch(Class::Demand), &layer), collect(fetch(Class::Prefetch), &layer));
     for got in [a, b] {
         assert!(got.error.is_none() && got.chunks.len() == 200, "{:?}", got.error);
@@ -179,7 +183,9 @@ async fn demand_does_not_wait_for_streams_that_prefetch_holds() {
     holder.made.add(&quick, quick.all());
     holder.made.hold(slow.table.diff_id());
     asker.meet(&holder).await;
-    let fetch = |layer: &Layer, class| asker.node.fetch(holder.peer(), &layer.table, layer.all(), class, deadline());
+    let fetch = |layer: &Layer, class| {
+        asker.node.fetch(holder.peer(), &layer.table, Asking::here(layer.all(), class), deadline())
+    };
     let _held: Vec<_> = (0..5).map(|_| fetch(&slow, Class::Prefetch)).collect();
     holder.made.wait_for_held(2).await;
     let got = collect(fetch(&quick, Class::Demand), &quick).await;
@@ -195,7 +201,9 @@ async fn the_deadline_of_the_caller_is_kept() {
     holder.made.hold(layer.table.diff_id());
     asker.meet(&holder).await;
     let soon = Instant::now() + Duration::from_millis(200);
-    let got = collect(asker.node.fetch(holder.peer(), &layer.table, layer.all(), Class::Demand, soon), &layer).await;
+    let got =
+        collect(asker.node.fetch(holder.peer(), &layer.table, Asking::here(layer.all(), Class::Demand), soon), &layer)
+            .await;
     let error = got.error.expect("gives up");
     assert_eq!((error.kind(), error.class()), ("timeout", ErrorClass::Transient));
     holder.made.release();
@@ -266,7 +274,9 @@ async fn a_peer_that_restarts_is_found_again_under_its_name() {
 
     let mut again = config(&holder.folder);
     again.listen = vec![address];
-    let node = Node::start(again, Arc::clone(&holder.made) as Arc<dyn Content>).await.expect("starts again");
+    let node = Node::start(again, Arc::clone(&holder.made) as Arc<dyn Content>, Arc::new(OpenDesk))
+        .await
+        .expect("starts again");
     assert_eq!(node.local_peer_id(), peer, "the name did not survive");
     // Without being told: the address is remembered, the dead streams are not.
     assert_eq!(asker.node.have(peer, &layer.table, deadline()).await.expect("is found again"), layer.all());
@@ -298,7 +308,7 @@ async fn shutdown_ends_transfers_with_an_error() {
     holder.made.add(&layer, layer.all());
     holder.made.hold(layer.table.diff_id());
     asker.meet(&holder).await;
-    let mut fetch = asker.node.fetch(holder.peer(), &layer.table, layer.all(), Class::Demand, deadline());
+    let mut fetch = asker.node.fetch(holder.peer(), &layer.table, Asking::here(layer.all(), Class::Demand), deadline());
     tokio::select! {
         () = holder.made.wait_for_held(1) => {}
         early = fetch.next() => panic!("came before it was read: {early:?}"),
@@ -345,8 +355,14 @@ async fn a_crowd_that_comes_at_once_is_served() {
     }
     // Every stream is opened at the same moment.
     let fetches = askers.iter().flat_map(|asker| {
-        let fetch =
-            |no: u32| asker.node.fetch(holder.peer(), &layer.table, Runs::one(no..no + 4), Class::Demand, deadline());
+        let fetch = |no: u32| {
+            asker.node.fetch(
+                holder.peer(),
+                &layer.table,
+                Asking::here(Runs::one(no..no + 4), Class::Demand),
+                deadline(),
+            )
+        };
         (0..4).map(fetch).collect::<Vec<_>>()
     });
     for got in futures::future::join_all(fetches.map(|fetch| collect(fetch, &layer))).await {

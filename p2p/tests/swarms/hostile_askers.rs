@@ -4,14 +4,17 @@ use std::time::Duration;
 
 use hermes_image::ids::{ArtifactId, DiffId};
 use hermes_image::runs::Runs;
-use hermes_p2p::exchange::codec::{Accept, Answer, Class, REQUEST_LEN_MAX_BYTES, Reason, Request, VERSION};
+use hermes_p2p::Asking;
+use hermes_p2p::exchange::codec::{Accept, Answer, Class, REQUEST_LEN_MAX_BYTES, Reason, Request, VERSION, Want};
 use hermes_p2p::exchange::session::SessionError;
 
-use crate::common::{Layer, Look, RawPeer, RawSession, TestNode, ask, collect, deadline, hear, start, wait_for, write};
+use crate::common::{
+    Layer, Look, RawPeer, RawSession, TestNode, ask, collect, deadline, exchange_protocol, hear, start, wait_for, write,
+};
 
 fn get(layer: &Layer, chunks: Runs) -> Request {
     let (table, layer) = (layer.table.id(), layer.table.diff_id());
-    Request::Get { layer, table, class: Class::Demand, accept: Accept::Plain, chunks }
+    Request::Get { layer, table, class: Class::Demand, accept: Accept::Plain, want: Want::Here, extent: 0..0, chunks }
 }
 
 fn have() -> Request {
@@ -23,7 +26,8 @@ async fn assert_unharmed(holder: &TestNode, layer: &Layer) {
     let honest = start(|_| {}).await;
     honest.meet(holder).await;
     wait_for("a free place", async || {
-        let fetch = honest.node.fetch(holder.peer(), &layer.table, Runs::one(0..4), Class::Demand, deadline());
+        let fetch =
+            honest.node.fetch(holder.peer(), &layer.table, Asking::here(Runs::one(0..4), Class::Demand), deadline());
         let got = collect(fetch, layer).await;
         got.error.is_none().then(|| assert_eq!(got.chunks.len(), 4))
     })
@@ -156,6 +160,45 @@ async fn streams_above_the_limit_are_dropped_and_the_others_work() {
         hear(&mut session, 0).await.ok()
     })
     .await;
+}
+
+/// Resident memory of this process in bytes.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("has a status");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("says its memory");
+    let kib: u64 = line.split_whitespace().nth(1).expect("a number").parse().expect("a number");
+    kib * 1024
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_half_open_streams_take_little_and_others_are_served() {
+    let (holder, layer) = holder(|_| {}).await;
+    let before = resident_bytes();
+    let mut crowd = Vec::new();
+    for _ in 0..20 {
+        let raw = RawPeer::start(Some(holder.address())).await;
+        let opened = futures::future::join_all((0..500).map(|no| {
+            let (mut control, peer) = (raw.control.clone(), holder.peer());
+            async move {
+                let stream = control.open_stream(peer, exchange_protocol()).await.ok()?;
+                let mut session = RawSession::new(stream);
+                // Half of a request, or nothing at all.
+                let half: &[u8] = if no % 2 == 0 { &[9, 0] } else { &[] };
+                write(&mut session, half).await;
+                Some(session)
+            }
+        }));
+        let opened: Vec<_> = opened.await.into_iter().flatten().collect();
+        crowd.push((raw, opened));
+    }
+    let opened: usize = crowd.iter().map(|(_, sessions)| sessions.len()).sum();
+    assert!(opened > 5_000, "only {opened} streams were opened");
+    // Of both ends together, which is far below what so many windows or requests would be.
+    let taken = resident_bytes().saturating_sub(before);
+    assert!(taken < 256 << 20, "{opened} streams take {taken} bytes");
+    eprintln!("{opened} half-open streams take {} KiB, both ends together", taken >> 10);
+    assert_unharmed(&holder, &layer).await;
+    drop(crowd);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,7 +7,7 @@ use hermes_image::ids::{ArtifactId, ChunkNo, Digest};
 use hermes_image::runs::Runs;
 use hermes_image::verify::Mismatch;
 use hermes_p2p::exchange::codec::{Answer, CodecError, Encoding, Request};
-use hermes_p2p::{Class, ErrorClass, ExchangeError};
+use hermes_p2p::{Asking, Class, ErrorClass, ExchangeError};
 
 use crate::common::{
     Got, Layer, Look, PATIENCE, RawPeer, RawSession, TestNode, asked, collect, deadline, say, start, wait_for, welcome,
@@ -57,7 +57,7 @@ async fn fetch_raw(frames: Vec<u8>, then: Then, stall_timeout: Duration) -> Got 
     });
     asker.node.connect(raw.address.clone()).await.expect("connects");
     let layer = layer();
-    let fetch = asker.node.fetch(raw.peer, &layer.table, Runs::one(2..6), Class::Demand, deadline());
+    let fetch = asker.node.fetch(raw.peer, &layer.table, Asking::here(Runs::one(2..6), Class::Demand), deadline());
     let got = collect(fetch, &layer).await;
     assert_unharmed(&asker).await;
     got
@@ -71,7 +71,7 @@ async fn assert_unharmed(asker: &TestNode) {
     asker.meet(&honest).await;
     // Again and again, because some of these nodes give up on a slow machine.
     wait_for("an honest transfer", async || {
-        let fetch = asker.node.fetch(honest.peer(), &layer.table, layer.all(), Class::Demand, deadline());
+        let fetch = asker.node.fetch(honest.peer(), &layer.table, Asking::here(layer.all(), Class::Demand), deadline());
         let got = collect(fetch, &layer).await;
         got.error.is_none().then(|| assert_eq!(got.chunks.len(), 4))
     })
@@ -119,10 +119,10 @@ async fn chunks_that_nobody_asked_for_are_refused() {
     let layer = layer();
     let right = |chunk| data(chunk, layer.bytes(ChunkNo(chunk)));
     for (answers, delivered) in [
-        // Never asked for; out of turn; twice; lacking and yet sent; more than asked for.
+        // Never asked for; twice; twice with others between; lacking and yet sent; more than asked for.
         (vec![right(7)], 0),
-        (vec![right(3)], 0),
-        (vec![right(2), right(2)], 1),
+        (vec![right(3), right(3)], 1),
+        (vec![right(5), right(3), right(5)], 2),
         (vec![Answer::Lacks { chunks: Runs::one(2..3) }, right(2)], 0),
         (vec![right(2), right(3), right(4), right(5), right(6)], 4),
     ] {
@@ -203,7 +203,9 @@ async fn a_trickle_ends_at_the_deadline() {
     asker.node.connect(raw.address.clone()).await.expect("connects");
     let layer = layer();
     let soon = tokio::time::Instant::now() + Duration::from_millis(500);
-    let got = collect(asker.node.fetch(raw.peer, &layer.table, Runs::one(2..6), Class::Demand, soon), &layer).await;
+    let got =
+        collect(asker.node.fetch(raw.peer, &layer.table, Asking::here(Runs::one(2..6), Class::Demand), soon), &layer)
+            .await;
     assert_eq!(got.error.expect("an error").kind(), "timeout");
 }
 
@@ -282,7 +284,7 @@ async fn streams_that_are_dropped_at_first_are_opened_again() {
         }
     });
     asker.node.connect(raw.address.clone()).await.expect("connects");
-    let fetch = asker.node.fetch(raw.peer, &layer.table, Runs::one(2..3), Class::Demand, deadline());
+    let fetch = asker.node.fetch(raw.peer, &layer.table, Asking::here(Runs::one(2..3), Class::Demand), deadline());
     let got = collect(fetch, &layer).await;
     assert!(got.error.is_none() && got.chunks == [ChunkNo(2)], "{got:?}");
 }
@@ -305,7 +307,7 @@ async fn a_stream_that_died_while_idle_is_replaced_unseen() {
     });
     asker.node.connect(raw.address.clone()).await.expect("connects");
     for _ in 0..5 {
-        let fetch = asker.node.fetch(raw.peer, &layer.table, Runs::one(2..3), Class::Demand, deadline());
+        let fetch = asker.node.fetch(raw.peer, &layer.table, Asking::here(Runs::one(2..3), Class::Demand), deadline());
         let got = collect(fetch, &layer).await;
         assert!(got.error.is_none() && got.chunks == [ChunkNo(2)], "{got:?}");
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use hermes_p2p::admission::issuer::Issuer;
 use hermes_p2p::members::provider::{MembersDns, MembersFile};
-use hermes_p2p::{MemberList, Node, NodeConfig, PeerAddress, PeerId};
+use hermes_p2p::{Asking, MemberList, Node, NodeConfig, OpenDesk, PeerAddress, PeerId};
 
 use crate::admission::issuer;
 use crate::common::{Made, TestNode, start, wait_for};
@@ -69,7 +69,8 @@ async fn twelve_nodes_know_each_other_from_one_address() {
     let layer = crate::common::Layer::new(1, 2, 4096, crate::common::Look::Text);
     last.made.add(&layer, layer.all());
     let deadline = crate::common::deadline();
-    let fetch = first.node.fetch(last.peer(), &layer.table, layer.all(), hermes_p2p::Class::Demand, deadline);
+    let fetch =
+        first.node.fetch(last.peer(), &layer.table, Asking::here(layer.all(), hermes_p2p::Class::Demand), deadline);
     assert_eq!(crate::common::collect(fetch, &layer).await.chunks.len(), 2);
 }
 
@@ -89,7 +90,7 @@ async fn a_fifth_of_the_nodes_with_old_lists_catches_up() {
     let back = join_all(old.iter().map(|node| async {
         let mut config = crate::common::config(&node.folder);
         state(&mut config);
-        Node::start(config, Arc::new(Made::default())).await.expect("starts")
+        Node::start(config, Arc::new(Made::default()), Arc::new(OpenDesk)).await.expect("starts")
     }))
     .await;
     let everybody: BTreeSet<PeerId> = nodes.iter().map(TestNode::peer).chain([new.peer()]).collect();
@@ -128,7 +129,7 @@ async fn a_dead_node_is_suspected_by_all_and_leaves() {
     // It comes back when it speaks.
     let mut config = crate::common::config(&dead.folder);
     config.peers = vec![seed(&living[5])];
-    let back = Node::start(config, Arc::new(Made::default())).await.expect("starts");
+    let back = Node::start(config, Arc::new(Made::default()), Arc::new(OpenDesk)).await.expect("starts");
     wait_for("it to be back", async || {
         let knows = |node: &TestNode| list(node).get(&back.local_peer_id()).is_some_and(|member| member.eligible());
         living.iter().all(knows).then_some(())
@@ -197,7 +198,7 @@ async fn a_node_goes_on_from_its_disk_when_everything_else_is_gone() {
     nodes[3].node.shutdown().await;
     let mut config = crate::common::config(&nodes[3].folder);
     change(3, &mut config);
-    let back = Node::start(config, Arc::new(Made::default())).await.expect("starts");
+    let back = Node::start(config, Arc::new(Made::default()), Arc::new(OpenDesk)).await.expect("starts");
     let known: BTreeSet<PeerId> = back.members().borrow().members().iter().map(|member| member.peer).collect();
     assert_eq!(known, everybody, "it does not know the list that it ended with");
     wait_for("the living", async || {

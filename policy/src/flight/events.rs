@@ -3,12 +3,14 @@
 use hermes_image::ids::DiffId;
 use hermes_image::runs::Runs;
 
+use super::desk::Asked;
 use super::shape::minus;
 use super::table::{Layer, Lookup, Read};
 use super::{Flight, Turn};
 use crate::class::Class;
-use crate::event::{Action, AskId, Event, FailReason, OriginNo, PeerNo, ReadId, Source};
-use crate::time::Instant;
+use crate::event::{Action, AskId, Event, FailReason, OriginNo, PeerNo, ReadId, Source, Want};
+use crate::members::Duty;
+use crate::time::{Duration, Instant};
 
 impl Flight {
     pub(super) fn apply(&mut self, event: Event, turn: &mut Turn<'_>) {
@@ -34,8 +36,12 @@ impl Flight {
             Event::OriginChanged { layer, origin, usable } => self.origin_changed(layer, origin, usable),
             Event::PeerUp { peer } => self.peer_up(peer),
             Event::PeerDown { peer } => {
+                let is_asked = self.asks.values().any(|ask| ask.source == Source::Peer(peer));
+                if is_asked && self.members.iter().any(|member| member.peer == peer) {
+                    turn.out.push(Action::Suspect { peer });
+                }
                 self.forget_peer(peer, turn);
-                self.peers.down(peer, turn.now);
+                self.peers.down(peer, turn.now, &self.limits);
             }
             Event::PeerHas { peer, layer, chunks } => self.peer_has(peer, layer, &chunks),
             Event::HoldersFound { layer } => {
@@ -47,6 +53,20 @@ impl Flight {
             Event::ReadNeeds { read, layer, chunks, class, deadline } => {
                 self.read_needs(read, layer, chunks, class, deadline, turn);
             }
+            Event::MembersChanged { members } => {
+                let me = members.me();
+                let others = members.iter().map(|member| member.peer).filter(|peer| Some(*peer) != me);
+                self.peers.set_members(others, turn.now, &self.limits);
+                self.members = members;
+                self.dirty = true;
+            }
+            Event::Claimed { claim, peer, layer, chunks, extent, class, want } => {
+                self.claimed(Asked { claim, peer, layer, chunks, extent, class, want }, turn);
+            }
+            Event::ClaimEnded { claim } => self.claim_ended(claim),
+            Event::AskReferred { ask, chunks, peers } => self.referred(ask, &chunks, &peers, turn.now),
+            Event::AskDelegated { ask, chunks } => self.was_delegated(ask, &chunks, turn.now),
+            Event::AskPending { ask, registry_rests } => self.ask_pending(ask, registry_rests),
             Event::ReadHit { layer, first_chunk, end_chunk } => {
                 self.read_ahead(layer, &Runs::one(first_chunk..end_chunk), turn);
             }
@@ -75,11 +95,28 @@ impl Flight {
             }
             Event::AskProgress { ask } => {
                 if let Some(ask) = self.asks.get_mut(&ask) {
+                    if let (None, Some(origin)) = (ask.first_sign, ask.origin.and_then(|no| self.origins.get_mut(&no)))
+                    {
+                        origin.learn(turn.now.since(ask.sent));
+                    }
                     ask.renew(turn.now);
                 }
             }
             Event::AskEnded { ask, outcome } => self.ask_ended(ask, outcome, turn),
             Event::TimerFired => self.armed = None,
+        }
+    }
+
+    /// A peer works on an ask and has nothing yet. What it says of the registry holds here, too: it saw it last.
+    fn ask_pending(&mut self, id: AskId, registry_rests: Option<Duration>) {
+        let now = self.now;
+        let Some(ask) = self.asks.get_mut(&id) else { return };
+        ask.renew_pending(now, &self.limits);
+        let origin = self.layers.get(&ask.layer).and_then(|record| record.origin.no);
+        if let Some(wait) = registry_rests
+            && let Some(shared) = origin.and_then(|no| self.origins.get_mut(&no))
+        {
+            shared.rest_until = shared.rest_until.max(now + wait.min(self.limits.told_rest_max));
         }
     }
 
@@ -150,6 +187,9 @@ impl Flight {
         let asks: Vec<AskId> =
             self.asks.iter().filter(|(_, ask)| ask.source == Source::Peer(peer)).map(|(id, _)| *id).collect();
         for ask in asks {
+            if let Some(asked) = self.asks.get(&ask).filter(|asked| matches!(asked.want, Want::Owner { .. })).cloned() {
+                self.pass_over(&asked, peer, turn.now + self.limits.owner_rest);
+            }
             self.cancel_ask(ask, turn);
         }
         for record in self.layers.values_mut() {
@@ -184,31 +224,47 @@ impl Flight {
         deadline: Instant,
         turn: &mut Turn<'_>,
     ) {
+        if class == Class::Demand && self.reads.get(id).is_none() {
+            self.read_ahead(layer, &chunks, turn);
+        }
+        self.read_as(id, layer, chunks, class, None, deadline, turn);
+    }
+
+    /// Begins a read, of this node or as an owner for others.
+    #[expect(clippy::too_many_arguments, reason = "they are the parts of a read")]
+    pub(super) fn read_as(
+        &mut self,
+        id: ReadId,
+        layer: DiffId,
+        chunks: Runs,
+        class: Class,
+        acts_for: Option<Duty>,
+        deadline: Instant,
+        turn: &mut Turn<'_>,
+    ) {
         if self.reads.get(id).is_some() {
             return;
-        }
-        if class == Class::Demand {
-            self.read_ahead(layer, &chunks, turn);
         }
         let beyond = chunks.iter().next_back().map_or(0, |run| run.end);
         let record = self.layers.get(&layer).filter(|record| beyond <= record.geometry.chunk_count());
         let refusal = match record {
             None => Some(FailReason::Unknown),
             Some(record) if minus(&chunks, &record.have).is_empty() => {
-                turn.out.push(Action::Deliver { read: id });
+                Self::say_delivered(id, turn);
                 return;
             }
             Some(_) if deadline <= turn.now => Some(FailReason::Deadline),
             Some(_) => self.make_room(class, turn),
         };
         if let Some(reason) = refusal {
-            turn.out.push(Action::Fail { read: id, cause: self.cause(layer, reason) });
+            let cause = self.cause(layer, reason);
+            self.say_failed(id, cause, turn);
             return;
         }
         let Some(record) = self.layers.get_mut(&layer) else { return };
         record.reads.insert(id, &chunks);
         let missing = minus(&chunks, &record.have);
-        let read = Read { layer, needs: chunks, missing, class, since: turn.now, deadline, place: 0 };
+        let read = Read { layer, needs: chunks, missing, class, acts_for, since: turn.now, deadline, place: 0 };
         self.reads.insert(id, read);
         self.dirty = true;
     }
@@ -253,11 +309,13 @@ impl Flight {
         }
         for id in &record.asks {
             let Some(ask) = self.asks.get_mut(id) else { continue };
+            ask.shadow.remove_all(&chunks);
             let brought = ask.chunks.intersection(&chunks);
             if !brought.is_empty() {
                 ask.brought_bytes += brought.iter().map(|run| record.geometry.len_bytes(&run)).sum::<u64>();
                 ask.chunks.remove_all(&brought);
                 record.leased.remove_all(&brought);
+                ask.last_brought = turn.now;
                 ask.renew(turn.now);
             }
         }
@@ -273,8 +331,9 @@ impl Flight {
             if let Some(read) = self.reads.remove(id) {
                 record.reads.remove(id, &read.needs);
             }
-            turn.out.push(Action::Deliver { read: id });
+            Self::say_delivered(id, turn);
         }
+        self.end_quests(layer, &chunks);
     }
 
     fn evicted(&mut self, layer: DiffId, chunks: &Runs) {

@@ -16,7 +16,11 @@ impl Flight {
         self.assert_leases();
         self.assert_reads();
         self.assert_loads();
-        assert!(self.layers.len() <= self.limits.layers && self.peers.len() <= self.limits.peers);
+        assert!(
+            self.layers.len() <= self.limits.layers
+                && self.peers.len() <= self.limits.peers + self.peers.member_count()
+        );
+        assert!(self.desk.is_within(&self.limits));
         assert!(self.reads.len() <= self.limits.waiting_reads);
         assert!(self.reads.prefetch_len() <= self.limits.waiting_prefetch_reads);
     }

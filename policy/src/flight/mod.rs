@@ -13,12 +13,15 @@
 //! Nothing is lost by a driver that forgets: every wait has an end that the timer brings. A driver that restarts
 //! begins with an empty `Flight`; nothing here is worth keeping.
 //!
-//! The swarm's owners, hedging and referrals belong into `sources` (more candidates), `schedule` (a second lease-less
-//! ask) and `outcome` (more answers); the table does not change for them.
+//! In a swarm with a member list, `owners` stands between the holders and the registry, `desk` answers what others ask of
+//! this node, and `hedge` puts demand that takes too long to a second holder.
 
+mod desk;
 mod events;
+mod hedge;
 mod invariants;
 mod outcome;
+mod owners;
 mod schedule;
 mod shape;
 mod sources;
@@ -33,12 +36,18 @@ use std::sync::Arc;
 use hermes_image::ids::DiffId;
 
 use crate::class::Class;
-use crate::event::{Action, AskId, Event, FailCause, FailReason, OriginNo, OriginStanding, ReadId, Source, Status};
+use crate::event::{
+    Action, AskId, Event, FailCause, FailReason, OriginNo, OriginStanding, PeerNo, PeerView, ReadId, Source, Status,
+};
 use crate::limits::{Limits, Load};
+use crate::members::Members;
 use crate::peers::Peers;
 use crate::rng::Rng;
 use crate::time::Instant;
 
+use desk::Desk;
+use hedge::HedgeBooks;
+use owners::Unowned;
 use sources::Survey;
 use table::{Ask, Layer, OriginRecord, Read, Reads};
 
@@ -52,6 +61,10 @@ pub struct Flight {
     asks: BTreeMap<AskId, Ask>,
     peers: Peers,
     origins: BTreeMap<OriginNo, OriginRecord>,
+    members: Arc<Members>,
+    desk: Desk,
+    hedges: HedgeBooks,
+    unowned: Unowned,
     /// All asks, and those to the local store.
     total: Load,
     local: Load,
@@ -86,6 +99,10 @@ impl Flight {
             asks: BTreeMap::new(),
             peers: Peers::default(),
             origins: BTreeMap::new(),
+            members: Arc::default(),
+            desk: Desk::default(),
+            hedges: HedgeBooks::default(),
+            unowned: Unowned::default(),
             total: Load::default(),
             local: Load::default(),
             next_ask: 0,
@@ -166,6 +183,9 @@ impl Flight {
                 self.origins.retain(|_, record| !record.is_unused());
             }
         }
+        if !ask.chunks.is_empty() {
+            self.desk.note_broken(ask.layer, &ask.chunks);
+        }
         if let Some(layer) = self.layers.get_mut(&ask.layer) {
             layer.asks.remove(&id);
             layer.overtakable.remove(&id);
@@ -221,7 +241,22 @@ impl Flight {
         let Some(layer) = self.reads.get(id).map(|read| read.layer) else { return };
         let cause = self.cause(layer, reason);
         self.remove_read(id, turn);
-        turn.out.push(Action::Fail { read: id, cause });
+        self.say_failed(id, cause, turn);
+    }
+
+    /// Says that a read failed, to whoever wanted it.
+    fn say_failed(&mut self, id: ReadId, cause: FailCause, turn: &mut Turn<'_>) {
+        match desk::claim_of(id) {
+            Some(claim) => self.claim_failed(claim, turn),
+            None => turn.out.push(Action::Fail { read: id, cause }),
+        }
+    }
+
+    /// Says that a read has all its chunks. Claims were told before that these would come.
+    fn say_delivered(id: ReadId, turn: &mut Turn<'_>) {
+        if desk::claim_of(id).is_none() {
+            turn.out.push(Action::Deliver { read: id });
+        }
     }
 
     fn cause(&self, layer: DiffId, reason: FailReason) -> FailCause {
@@ -229,6 +264,12 @@ impl Flight {
             Some(layer) => layer.cause(reason, self.now),
             None => FailCause { reason, tried: Vec::new(), origin: OriginStanding::Absent, holders: 0 },
         }
+    }
+
+    /// A peer as it is seen now; `None` for one that is not known.
+    pub fn peer_view(&self, peer: PeerNo) -> Option<PeerView> {
+        let holds = self.layers.values().filter(|layer| layer.holders.contains_key(&peer)).count();
+        Some(PeerView { holds, ..self.peers.view(peer, self.now)? })
     }
 
     /// What waits and what is under way.
@@ -244,6 +285,7 @@ impl Flight {
             peers_up,
             peers_banned,
             layers: self.layers.len(),
+            claims: self.desk.len(),
         }
     }
 }

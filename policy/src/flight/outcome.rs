@@ -6,7 +6,7 @@ use hermes_image::runs::Runs;
 use super::table::Ask;
 use super::{Flight, Turn};
 use crate::class::ErrorClass;
-use crate::event::{Action, AskId, Outcome, PeerNo, Source};
+use crate::event::{Action, AskId, Outcome, PeerNo, Source, Want};
 use crate::time::Duration;
 
 impl Flight {
@@ -47,6 +47,11 @@ impl Flight {
                 Source::Origin => self.failed(ask, ErrorClass::Transient, Some(retry_after), turn),
                 Source::Local => self.failed(ask, ErrorClass::Local, Some(retry_after), turn),
             },
+            Outcome::NotMine { .. } => {
+                if let Source::Peer(peer) = ask.source {
+                    self.not_mine(ask, peer);
+                }
+            }
             Outcome::Failed { class, retry_after } => self.failed(ask, class, retry_after, turn),
         }
     }
@@ -67,13 +72,19 @@ impl Flight {
     }
 
     fn lacks(&mut self, ask: &Ask, chunks: &Runs, turn: &mut Turn<'_>) {
+        if let (Source::Peer(peer), Want::Owner { .. }) = (ask.source, ask.want) {
+            self.owner_failed(ask, peer, ErrorClass::Local);
+        }
+        if matches!(ask.source, Source::Peer(_)) {
+            self.named_in_vain(ask.layer, chunks);
+        }
         let Some(layer) = self.layers.get_mut(&ask.layer) else { return };
         match ask.source {
             Source::Local => layer.local.remove_all(chunks),
             Source::Peer(peer) => {
                 if let Some(holder) = layer.holders.get_mut(&peer) {
-                    holder.chunks.remove_all(chunks);
-                    if holder.chunks.is_empty() && holder.denied_until.is_none() {
+                    holder.lacks(chunks);
+                    if holder.is_empty() && holder.denied_until.is_none() {
                         layer.holders.remove(&peer);
                     }
                 }
@@ -111,10 +122,22 @@ impl Flight {
         retry_after: Option<Duration>,
         turn: &mut Turn<'_>,
     ) {
+        if matches!(ask.want, Want::Owner { .. }) {
+            self.owner_failed(ask, peer, class);
+        }
         let Some(layer) = self.layers.get_mut(&ask.layer) else { return };
         match class {
             ErrorClass::Transient | ErrorClass::Local => {
                 self.peers.failed(peer, turn.now, ask.sent, retry_after, &self.limits, turn.rng);
+                if ask.first_sign.is_none() {
+                    // One that fails at once says so; one that says nothing costs the next reader as much time again.
+                    if turn.now.since(ask.sent) >= self.limits.rank_wait_min {
+                        self.peers.silent(peer, turn.now, &self.limits);
+                    }
+                    if self.members.iter().any(|member| member.peer == peer) {
+                        turn.out.push(Action::Suspect { peer });
+                    }
+                }
             }
             ErrorClass::PeerFault => {
                 let until = turn.now + self.limits.ban;

@@ -12,20 +12,23 @@ use hermes_image::runs::Runs;
 
 use super::shape::{cut_chunks, cut_spans, minus, reach};
 use super::sources::{OriginOffer, Survey};
-use super::table::Ask;
+use super::table::{Ask, Certainty, Layer};
 use super::{Flight, Turn};
 use crate::class::Class;
-use crate::event::{Action, AskId, FailReason, OriginNo, PeerNo, ReadId, Source};
+use crate::event::{Action, AskId, FailReason, OriginNo, PeerNo, ReadId, Reason, Source, Want};
+use crate::members::Duty;
 use crate::time::Instant;
 
 /// Who wants chunks.
 #[derive(Debug, Clone, Copy)]
-struct Need {
-    layer: DiffId,
-    class: Class,
-    since: Instant,
+pub(super) struct Need {
+    pub(super) layer: DiffId,
+    pub(super) class: Class,
+    pub(super) since: Instant,
     /// The place of the read in its queue; readahead has none.
-    place: Option<u64>,
+    pub(super) place: Option<u64>,
+    /// For whom this node acts as an owner.
+    pub(super) acts_for: Option<Duty>,
 }
 
 /// What a read can expect.
@@ -46,6 +49,9 @@ impl Flight {
         self.serve_ahead(turn);
         self.serve_prefetch(turn);
         self.surveys.clear();
+        self.hedge(turn);
+        self.take_back_promises(turn);
+        self.tell_rests(turn);
     }
 
     fn serve_demand(&mut self, turn: &mut Turn<'_>) {
@@ -82,7 +88,7 @@ impl Flight {
         for layer in layers {
             let Some(record) = self.layers.get(&layer) else { continue };
             let wanted = record.ahead.difference(&record.leased);
-            let need = Need { layer, class: Class::Prefetch, since: turn.now, place: None };
+            let need = Need { layer, class: Class::Prefetch, since: turn.now, place: None, acts_for: None };
             if !wanted.is_empty() && self.place(&need, wanted, turn) == Prospect::DeadEnd {
                 if let Some(record) = self.layers.get_mut(&layer) {
                     record.ahead = Runs::new();
@@ -104,12 +110,15 @@ impl Flight {
             }
             let Some(read) = self.reads.get(id).filter(|read| !exhausted.contains(&read.layer)) else { continue };
             let Some(record) = self.layers.get(&read.layer) else { continue };
-            let need = Need { layer: read.layer, class: Class::Prefetch, since: read.since, place: Some(read.place) };
-            let wanted = minus(&read.missing, &record.leased);
+            let (class, since, place) = (Class::Prefetch, read.since, Some(read.place));
+            let need = Need { layer: read.layer, class, since, place, acts_for: read.acts_for };
+            let mut wanted = minus(&read.missing, &record.leased);
+            wanted.insert_all(&self.unsure(record, &read.missing, read.acts_for));
             if wanted.is_empty() {
                 continue;
             }
-            if self.place(&need, wanted, turn) == Prospect::DeadEnd {
+            let mut parts = self.prefetch_order(need.layer, wanted).into_iter();
+            if parts.any(|part| self.place(&need, part, turn) == Prospect::DeadEnd) {
                 self.fail_read(id, FailReason::Refused, turn);
                 continue;
             }
@@ -119,6 +128,26 @@ impl Flight {
         }
     }
 
+    /// What is prefetched in which order: first what this node owns, as others wait for it; then the rest from a place on that
+    /// is another one on each node, so that nodes that start together fetch different chunks and trade.
+    fn prefetch_order(&self, layer: DiffId, wanted: Runs) -> Vec<Runs> {
+        let Some(record) = self.layers.get(&layer).filter(|_| self.members.is_swarm()) else { return vec![wanted] };
+        let (mut own, mut rest) = (Runs::new(), wanted);
+        let mut at = 0;
+        while let Some(chunk) = rest.within(at..u32::MAX).first().map(|run| run.start) {
+            let Some(extent) = record.geometry.extent_of(chunk, self.limits.extent_bytes) else { break };
+            at = extent.end;
+            if self.rank(layer, &extent, Duty::Cluster) == Some(0) {
+                own.insert_all(&rest.within(extent.clone()));
+                rest.remove(extent);
+            }
+        }
+        let Some(first) = rest.first().map(|run| run.start) else { return vec![own] };
+        let end = rest.iter().next_back().map_or(first, |run| run.end);
+        let pivot = first + self.members.rotation(&layer, end - first);
+        [own, rest.within(pivot..end), rest.within(first..pivot)].into_iter().filter(|part| !part.is_empty()).collect()
+    }
+
     /// Whether no further read of the layer and class can be served in this pass, nor fails.
     fn is_exhausted(&mut self, need: &Need, patient: bool, now: Instant) -> bool {
         let survey = self.surveyed(need.layer, need.class, now);
@@ -126,14 +155,14 @@ impl Flight {
     }
 
     /// The chunks of `wanted` that none of `peers` has.
-    fn without_held(&self, layer: DiffId, wanted: &Runs, peers: impl Iterator<Item = PeerNo>) -> Runs {
-        let mut rest = wanted.clone();
-        let Some(record) = self.layers.get(&layer) else { return rest };
+    fn without_held(&self, need: &Need, wanted: &Runs, peers: impl Iterator<Item = PeerNo>) -> Runs {
+        let (mut rest, acts_for) = (wanted.clone(), need.acts_for);
+        let Some(record) = self.layers.get(&need.layer) else { return rest };
         for holder in peers.filter_map(|peer| record.holders.get(&peer)) {
             if rest.is_empty() {
                 break;
             }
-            rest = minus(&rest, &holder.chunks);
+            rest = minus(&rest, &holder.offer(&rest, acts_for));
         }
         rest
     }
@@ -143,16 +172,20 @@ impl Flight {
     fn wanted_by_demand(&mut self, id: ReadId, now: Instant) -> Option<(Need, Runs)> {
         let read = self.reads.get(id)?;
         let record = self.layers.get(&read.layer)?;
-        let need = Need { layer: read.layer, class: Class::Demand, since: read.since, place: Some(read.place) };
+        let (class, since, place) = (Class::Demand, read.since, Some(read.place));
+        let need = Need { layer: read.layer, class, since, place, acts_for: read.acts_for };
         let mut wanted = minus(&read.missing, &record.leased);
+        wanted.insert_all(&self.unsure(record, &read.missing, read.acts_for));
         let mut look_again = None;
         for id in &record.overtakable {
             let Some(ask) = self.asks.get_mut(id) else { continue };
             let mut far = ask.chunks.intersection(&read.missing);
             let Some(head) = ask.chunks.first().filter(|_| !far.is_empty()) else { continue };
-            let patient_until = ask.sent + self.limits.join_wait;
+            let origin = ask.origin.and_then(|no| self.origins.get(&no));
+            let wait = origin.map_or(self.limits.join_wait, |origin| origin.patience(self.limits.join_wait));
+            let patient_until = ask.sent + wait;
             if ask.first_sign.is_some() || now < patient_until {
-                let near = ask.joinable_bytes(now, &self.limits);
+                let near = ask.joinable_bytes(now, wait, &self.limits);
                 let near_end = record.geometry.start_bytes(head.start).saturating_add(near);
                 let near = head.start..record.geometry.chunk_at(near_end).max(head.start + 1);
                 let before = far.chunk_count();
@@ -172,6 +205,22 @@ impl Flight {
             self.wake_at(at);
         }
         Some((need, wanted))
+    }
+
+    /// What of `wanted` is leased to asks that an owner must not wait for, as they may wait for it.
+    fn unsure(&self, record: &Layer, wanted: &Runs, acts_for: Option<Duty>) -> Runs {
+        let mut unsure = Runs::new();
+        let least = match acts_for {
+            None => return unsure,
+            Some(Duty::Zone) => Certainty::Firm,
+            Some(Duty::Cluster) => Certainty::Sure,
+        };
+        for ask in record.asks.iter().filter_map(|id| self.asks.get(id)) {
+            if ask.certainty < least {
+                unsure.insert_all(&wanted.intersection(&ask.chunks));
+            }
+        }
+        unsure
     }
 
     /// The survey of a layer, made anew after every ask.
@@ -196,7 +245,8 @@ impl Flight {
                 wanted.remove_all(&asked);
             } else if let Some((peer, chunks)) = self.pick_holder(need, &survey, &wanted, turn) {
                 wanted.remove_all(&chunks);
-                self.ask_peer(need, peer, chunks, turn);
+                let reason = self.holder_reason(need.layer, peer, &chunks);
+                self.ask_peer(need, peer, chunks, Want::Here, reason, 0..0, turn);
             } else {
                 self.leave_to_holders(need, &survey, &mut wanted, turn.now);
                 if wanted.is_empty() {
@@ -209,14 +259,24 @@ impl Flight {
                 if let Some(until) = survey.lookup_until.filter(|until| *until > turn.now) {
                     self.wake_at(until);
                     // Somebody is known to have these, but rests: a reader has waited enough.
-                    let unknown = self.without_held(need.layer, &wanted, survey.resting.iter().copied());
+                    let unknown = self.without_held(need, &wanted, survey.resting.iter().copied());
                     wanted.remove_all(&unknown);
                     if wanted.is_empty() || need.class == Class::Prefetch {
                         return Prospect::Good;
                     }
                 }
+                let mut mine = Runs::one(0..u32::MAX);
+                if survey.has_owners {
+                    if survey.room {
+                        mine = self.ask_owners(need, &mut wanted, turn);
+                    }
+                    // An ask that ends makes room.
+                    if !survey.room || wanted.is_empty() {
+                        return Prospect::Good;
+                    }
+                }
                 match survey.origin {
-                    OriginOffer::Ready(no) => match self.ask_origin(need, no, &wanted, turn) {
+                    OriginOffer::Ready(no) => match self.ask_origin(need, no, &wanted, &mine, turn) {
                         Some(leased) => wanted.remove_all(&leased),
                         None => return Prospect::Good,
                     },
@@ -248,7 +308,7 @@ impl Flight {
             self.wake_at(at);
         }
         let Some(record) = self.layers.get(&need.layer).filter(|_| survey.dead_end) else { return Prospect::Good };
-        let nowhere = self.without_held(need.layer, &minus(wanted, &record.leased), survey.later());
+        let nowhere = self.without_held(need, &minus(wanted, &record.leased), survey.later());
         if nowhere.is_empty() { Prospect::Good } else { Prospect::DeadEnd }
     }
 
@@ -278,7 +338,8 @@ impl Flight {
         let limits = &self.limits;
         let mut offers: Vec<(PeerNo, Runs)> = Vec::with_capacity(survey.ready.len());
         for peer in &survey.ready {
-            let offer = record.holders.get(peer).map(|holder| wanted.intersection(&holder.chunks)).unwrap_or_default();
+            let holder = record.holders.get(peer);
+            let offer = holder.map(|holder| holder.offer(wanted, need.acts_for)).unwrap_or_default();
             if !offer.is_empty() {
                 offers.push((*peer, offer));
             }
@@ -321,12 +382,47 @@ impl Flight {
         minus(&gathered, &record.leased)
     }
 
-    fn ask_peer(&mut self, need: &Need, peer: PeerNo, chunks: Runs, turn: &mut Turn<'_>) {
+    /// Why a peer that is no owner is asked for chunks.
+    fn holder_reason(&self, layer: DiffId, peer: PeerNo, chunks: &Runs) -> Reason {
+        let holder = self.layers.get(&layer).and_then(|record| record.holders.get(&peer));
+        let has_all = holder.is_some_and(|holder| minus(chunks, &holder.chunks).is_empty());
+        if has_all { Reason::Holder } else { Reason::Named }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "they are the parts of an ask")]
+    pub(super) fn ask_peer(
+        &mut self,
+        need: &Need,
+        peer: PeerNo,
+        chunks: Runs,
+        want: Want,
+        reason: Reason,
+        extent: ChunkRange,
+        turn: &mut Turn<'_>,
+    ) {
         let (layer, class) = (need.layer, need.class);
-        let bytes = self.layers.get(&layer).map_or(0, |record| record.bytes(&chunks));
-        let timeout = self.limits.stall(Source::Peer(peer), class);
+        let record = self.layers.get(&layer);
+        let bytes = record.map_or(0, |record| record.bytes(&chunks));
+        let has = record.and_then(|record| record.holders.get(&peer));
+        let certainty = match want {
+            Want::Owner { .. } => Certainty::Firm,
+            Want::Here if has.is_some_and(|holder| minus(&chunks, &holder.chunks).is_empty()) => Certainty::Sure,
+            Want::Here => Certainty::Hoped,
+        };
+        let stall = self.limits.stall(Source::Peer(peer), class);
+        let timeout = match class {
+            // A peer says at once that it works on it; a reader is not to wait for one that is gone.
+            Class::Demand => self.rank_wait().min(stall),
+            Class::Prefetch => stall,
+        };
+        if class == Class::Demand {
+            self.hedges.asked(bytes);
+        }
         let ask = self.lease(need, Source::Peer(peer), None, chunks.clone(), bytes, turn);
-        turn.out.push(Action::AskPeer { ask, peer, layer, chunks, class, timeout });
+        if let Some(booked) = self.asks.get_mut(&ask) {
+            (booked.want, booked.extent, booked.certainty) = (want, extent.clone(), certainty);
+        }
+        turn.out.push(Action::AskPeer { ask, peer, layer, chunks, class, want, reason, extent, timeout });
     }
 
     /// Takes out of `wanted` what is better waited for: what holders have whose asks are all taken, or who said when
@@ -335,7 +431,7 @@ impl Flight {
         let patient = need.class == Class::Prefetch;
         let full_until = need.since + self.limits.full_patience;
         if !survey.full.is_empty() && (patient || now < full_until) {
-            let rest = self.without_held(need.layer, wanted, survey.full.iter().copied());
+            let rest = self.without_held(need, wanted, survey.full.iter().copied());
             if !patient && rest != *wanted {
                 self.wake_at(full_until);
             }
@@ -343,7 +439,7 @@ impl Flight {
         }
         let busy_until = need.since + self.limits.busy_patience;
         for (until, peer) in &survey.busy {
-            let rest = self.without_held(need.layer, wanted, std::iter::once(*peer));
+            let rest = self.without_held(need, wanted, std::iter::once(*peer));
             if rest != *wanted {
                 self.wake_at(*until);
                 if patient || *until <= busy_until {
@@ -355,11 +451,26 @@ impl Flight {
 
     /// Asks the registry for the spans of the first wanted chunk and their neighbours. Gives the chunks that the ask
     /// leases.
-    fn ask_origin(&mut self, need: &Need, no: OriginNo, wanted: &Runs, turn: &mut Turn<'_>) -> Option<Runs> {
+    fn ask_origin(
+        &mut self,
+        need: &Need,
+        no: OriginNo,
+        wanted: &Runs,
+        mine: &Runs,
+        turn: &mut Turn<'_>,
+    ) -> Option<Runs> {
         let record = self.layers.get(&need.layer)?;
         let size = self.limits.origin_size.bytes(need.class);
-        let within = reach(&record.geometry, wanted.first()?.start, size);
+        let first = wanted.first()?.start;
+        let mut within = reach(&record.geometry, first, size);
+        // Not beyond the extents whose turn is this node's.
+        let own = mine.iter().find(|run| run.contains(&first))?;
+        within.end = within.end.min(own.end);
         let mut targets = self.gather(need, Some(&within));
+        if need.class == Class::Demand {
+            // What readahead wants next comes with it: a request of its own would read the end of this one again.
+            targets.insert_all(&minus(&record.ahead.within(within.clone()), &record.leased));
+        }
         // What somebody else has is not read from the registry on the way.
         for holder in record.holders.values() {
             targets.remove_all(&holder.chunks);
@@ -376,14 +487,16 @@ impl Flight {
                 leased.remove_all(&ask.chunks);
             }
         }
+        leased.remove_all(&self.unsure(record, &chunks, need.acts_for));
         chunks.remove_all(&leased);
         if chunks.intersection(wanted).is_empty() {
             return None;
         }
         let read = record.geometry.span_bytes(&spans);
         let (layer, class, timeout) = (need.layer, need.class, self.limits.stall(Source::Origin, need.class));
+        let reason = self.origin_reason(need, first, turn.now);
         let ask = self.lease(need, Source::Origin, Some(no), chunks.clone(), read.end - read.start, turn);
-        turn.out.push(Action::AskOrigin { ask, origin: no, layer, spans, class, timeout });
+        turn.out.push(Action::AskOrigin { ask, origin: no, layer, spans, class, reason, timeout });
         Some(chunks)
     }
 
@@ -436,6 +549,11 @@ impl Flight {
             silence,
             lease_until,
             whole_stream,
+            want: Want::Here,
+            extent: 0..0,
+            certainty: Certainty::Sure,
+            shadow: Runs::new(),
+            last_brought: sent,
         };
         self.asks.insert(id, ask);
         id
@@ -454,7 +572,7 @@ impl Flight {
             if taken.is_empty() {
                 continue;
             }
-            debug_assert!(ask.can_be_overtaken(), "{id:?} is demand and is not overtaken");
+            debug_assert!(ask.can_be_overtaken() || ask.certainty < Certainty::Sure, "{id:?} is not overtaken");
             ask.chunks.remove_all(&taken);
             record.leased.remove_all(&taken);
             if ask.chunks.is_empty() {

@@ -51,6 +51,10 @@ pub(super) struct Survey {
     /// Whether every source that is not a holder has refused for good, so that a chunk that no holder has can come
     /// from nowhere.
     pub(super) dead_end: bool,
+    /// Whether whose turn it is to read the registry is a question.
+    pub(super) has_owners: bool,
+    /// Whether one more ask is within the limits.
+    pub(super) room: bool,
     /// Our own disk failed; nothing is asked before this time.
     pub(super) own_rest: Option<Instant>,
 }
@@ -59,7 +63,7 @@ impl Survey {
     /// Whether no ask can be made, whatever is wanted; `patient` when what a full holder has is waited for.
     pub(super) fn is_exhausted(&self, patient: bool) -> bool {
         let origin = matches!(self.origin, OriginOffer::Ready(_)) && !(patient && self.full_has_all);
-        self.own_rest.is_some() || (!self.local && self.ready.is_empty() && !origin)
+        self.own_rest.is_some() || !(self.local || !self.ready.is_empty() || origin || self.has_owners && self.room)
     }
 
     fn looks_again_at(&mut self, at: Instant) {
@@ -90,6 +94,8 @@ impl Flight {
             origin: OriginOffer::Gone,
             lookup_until: None,
             dead_end: false,
+            has_owners: self.members.is_swarm() && record.geometry.span_count().is_some(),
+            room,
             own_rest: record.own.resting(now),
         };
         for (peer, holder) in &record.holders {
@@ -97,7 +103,7 @@ impl Flight {
             if let Some(until) = denied {
                 survey.looks_again_at(until);
             }
-            if denied.is_some() || holder.chunks.is_empty() {
+            if denied.is_some() || holder.is_empty() {
                 continue;
             }
             match self.peers.readiness(*peer, class, now, limits) {

@@ -8,16 +8,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use hermes_image::ids::DiffId;
+use hermes_image::ids::{ChunkRange, DiffId};
 use hermes_image::runs::Runs;
 
 use crate::class::{Backoff, Class, ErrorClass};
-use crate::event::{AskId, FailCause, FailReason, OriginNo, OriginStanding, PeerNo, ReadId, Source};
+use crate::event::{AskId, FailCause, FailReason, OriginNo, OriginStanding, PeerNo, ReadId, Source, Want};
 use crate::geometry::LayerGeometry;
 use crate::limits::{Limits, Load};
+use crate::members::Duty;
+use crate::peers::smooth;
 use crate::readahead::Readahead;
-use crate::time::{Duration, Instant};
+use crate::time::{Duration, Instant, nanos};
 
+use super::owners::Quests;
 use super::waiters::Waiters;
 
 /// A read that waits.
@@ -29,10 +32,23 @@ pub(super) struct Read {
     /// What is not here yet; never empty.
     pub(super) missing: Runs,
     pub(super) class: Class,
+    /// For whom this node acts as an owner, when another node wants them.
+    pub(super) acts_for: Option<Duty>,
     pub(super) since: Instant,
     pub(super) deadline: Instant,
     /// Its place in the queue of its class.
     pub(super) place: u64,
+}
+
+/// How much an ask's answer depends on others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Certainty {
+    /// Somebody was named who may have it.
+    Hoped,
+    /// An owner was asked: it may be promised to those who ask for what is here, and not as an owner.
+    Firm,
+    /// The source has it.
+    Sure,
 }
 
 /// A question under way.
@@ -43,14 +59,22 @@ pub(super) struct Ask {
     /// The origin's number, for asks to the origin.
     pub(super) origin: Option<OriginNo>,
     pub(super) class: Class,
+    /// What the peer is expected to do, and for which extent.
+    pub(super) want: Want,
+    pub(super) extent: ChunkRange,
+    pub(super) certainty: Certainty,
     /// The chunks that it leases: asked for and not here yet.
     pub(super) chunks: Runs,
+    /// Chunks that it was asked for and whose lease has moved to a second ask.
+    pub(super) shadow: Runs,
     /// Bytes that were asked for, for the books of the source.
     pub(super) bytes: u64,
     /// Logical bytes that it has brought so far.
     pub(super) brought_bytes: u64,
     pub(super) sent: Instant,
     pub(super) first_sign: Option<Instant>,
+    /// When it brought something last; when it was sent, before that.
+    pub(super) last_brought: Instant,
     /// Longest silence before the lease ends.
     pub(super) silence: Duration,
     pub(super) lease_until: Instant,
@@ -65,12 +89,22 @@ impl Ask {
         self.lease_until = now + self.silence;
     }
 
+    /// Notes that the peer works on it. A word is a sign of life only for so long.
+    pub(super) fn renew_pending(&mut self, now: Instant, limits: &Limits) {
+        self.first_sign.get_or_insert(now);
+        let patience = match self.class {
+            Class::Demand => limits.pending_patience.demand,
+            Class::Prefetch => limits.pending_patience.prefetch,
+        };
+        self.lease_until = (now + self.silence).min(self.last_brought + patience).max(now);
+    }
+
     /// How far behind its head a demand read may find a chunk and still wait for it, in logical bytes: what it brings
-    /// within [`Limits::join_wait`] at its speed so far, and no less than [`Limits::join_bytes`].
-    pub(super) fn joinable_bytes(&self, now: Instant, limits: &Limits) -> u64 {
+    /// within `wait` at its speed so far, and no less than [`Limits::join_bytes`].
+    pub(super) fn joinable_bytes(&self, now: Instant, wait: Duration, limits: &Limits) -> u64 {
         let Some(since) = self.first_sign else { return limits.join_bytes };
         let elapsed = now.since(since).as_nanos().max(1);
-        let soon = u128::from(self.brought_bytes) * limits.join_wait.as_nanos() / elapsed;
+        let soon = u128::from(self.brought_bytes) * wait.as_nanos() / elapsed;
         u64::try_from(soon).unwrap_or(u64::MAX).max(limits.join_bytes)
     }
 
@@ -83,9 +117,34 @@ impl Ask {
 /// What a peer has of a layer.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Holder {
+    /// What it has said that it has.
     pub(super) chunks: Runs,
+    /// What an owner has said that it has, or will have.
+    pub(super) promised: Runs,
     /// The peer refuses us this layer until then.
     pub(super) denied_until: Option<Instant>,
+}
+
+impl Holder {
+    /// Whether nothing is to be had from it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.chunks.is_empty() && self.promised.is_empty()
+    }
+
+    /// What of `wanted` may be asked of it. An owner that acts for others relies on what is there.
+    pub(super) fn offer(&self, wanted: &Runs, acts_for: Option<Duty>) -> Runs {
+        let mut offer = wanted.intersection(&self.chunks);
+        if acts_for.is_none() && !self.promised.is_empty() {
+            offer.insert_all(&wanted.intersection(&self.promised));
+        }
+        offer
+    }
+
+    /// It does not have these.
+    pub(super) fn lacks(&mut self, chunks: &Runs) {
+        self.chunks.remove_all(chunks);
+        self.promised.remove_all(chunks);
+    }
 }
 
 /// The search for holders of a layer.
@@ -148,6 +207,8 @@ pub(super) struct Layer {
     pub(super) readahead: Readahead,
     /// Chunks that readahead wants.
     pub(super) ahead: Runs,
+    /// What is under way with the owners of its extents.
+    pub(super) quests: Quests,
 }
 
 impl Layer {
@@ -169,6 +230,7 @@ impl Layer {
             troubles: BTreeMap::new(),
             readahead: Readahead::default(),
             ahead: Runs::new(),
+            quests: Quests::new(),
         }
     }
 
@@ -220,9 +282,26 @@ pub(super) struct OriginRecord {
     pub(super) rest_until: Instant,
     /// Open layers that use it.
     pub(super) layers: usize,
+    /// How long it takes to send a first byte, smoothed; zero before the first answer.
+    pub(super) latency_ns: u64,
 }
 
 impl OriginRecord {
+    /// Learns from the time to a first byte.
+    pub(super) fn learn(&mut self, latency: Duration) {
+        if self.latency_ns == 0 {
+            self.latency_ns = nanos(latency);
+        } else {
+            smooth(&mut self.latency_ns, nanos(latency));
+        }
+    }
+
+    /// How long a reader gives an ask under way before it asks anew: on a link that is full, every answer is late, and
+    /// another ask makes it later.
+    pub(super) fn patience(&self, least: Duration) -> Duration {
+        Duration::from_nanos(self.latency_ns.saturating_mul(3)).max(least)
+    }
+
     /// Whether no layer uses it and nothing is asked of it.
     pub(super) fn is_unused(&self) -> bool {
         self.layers == 0 && self.load == Load::default()

@@ -15,16 +15,16 @@ use hermes_image::ids::{ChunkNo, SpanNo};
 use hermes_image::runs::Runs;
 use hermes_image::span::{SpanDecoder, SpanError};
 use hermes_image::verify::Verified;
-use hermes_p2p::{Arrival, ExchangeError, HaveNews, PeerId};
-use hermes_policy::class::{Class, ErrorClass};
-use hermes_policy::event::{AskId, OriginNo, Outcome};
+use hermes_p2p::{Arrival, Asking, ExchangeError, HaveNews, PeerId};
+use hermes_policy::class::ErrorClass;
+use hermes_policy::event::{AskId, OriginNo, Outcome, Reason};
 use hermes_store::Store;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::layer::{LayerOrigin, OpenLayer, Rank};
-use super::{COMMANDS_MAX, Command};
-use crate::metrics::{ArrivedFrom, RECORDED};
+use super::{Brought, COMMANDS_MAX, Command};
+use crate::metrics::{ArrivedFrom, Egress, RECORDED};
 
 /// Holders of one layer that are asked what they have; more would not make it quicker.
 const HOLDERS_MAX: usize = 8;
@@ -34,6 +34,9 @@ const HAVE_TIMEOUT: Duration = Duration::from_secs(2);
 const PIECES_MAX: usize = 16;
 /// Chunks that are written and reported together: one span's worth.
 const BATCH_CHUNKS: usize = 8;
+/// Longest time that one ask to a peer may take in all: what it may wait for an owner, and 2 MiB at 1 Mbit/s. The policy ends
+/// those that make no progress within seconds.
+const PEER_ASK_MAX: Duration = Duration::from_secs(60);
 /// Longest time that one ask to the registry may take in all: a layer of 10 GB that can only be read from its start, at
 /// 1 Mbit/s. The policy ends those that make no progress within seconds.
 const ORIGIN_ASK_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -50,17 +53,28 @@ pub(super) struct Ask {
 
 type Chunks = Vec<(ChunkNo, Verified<Bytes>)>;
 
-/// Stores `chunks` and says what to report: which arrived, and which of them the store could not take.
-fn store_chunks(open: &OpenLayer, chunks: Chunks) -> Result<(Runs, Vec<(ChunkNo, Bytes)>), hermes_store::StoreError> {
-    let runs = chunks.iter().map(|(chunk, _)| chunk.0..chunk.0 + 1).collect();
+/// What became of chunks that were to be stored.
+struct Stored {
+    arrived: Runs,
+    /// Those that the store could not take.
+    overflow: Vec<(ChunkNo, Bytes)>,
+    /// Bytes of those that were here already.
+    again_bytes: u64,
+}
+
+/// Stores `chunks`.
+fn store_chunks(open: &OpenLayer, chunks: Chunks) -> Result<Stored, hermes_store::StoreError> {
+    let arrived = chunks.iter().map(|(chunk, _)| chunk.0..chunk.0 + 1).collect();
+    let again = chunks.iter().filter(|(chunk, _)| open.layer.contains(*chunk));
+    let again_bytes = again.map(|(_, bytes)| bytes.len() as u64).sum();
     match open.layer.put_run(&chunks) {
-        Ok(()) => Ok((runs, Vec::new())),
+        Ok(()) => Ok(Stored { arrived, overflow: Vec::new(), again_bytes }),
         Err(error) if error.is_full() => {
             if open.should_warn_of_full_store() {
                 tracing::warn!(layer = %open.diff_id(), %error, "the store is full; chunks are read uncached");
             }
             let overflow = chunks.into_iter().map(|(chunk, bytes)| (chunk, bytes.into_inner())).collect();
-            Ok((runs, overflow))
+            Ok(Stored { arrived, overflow, again_bytes })
         }
         Err(error) => Err(error),
     }
@@ -101,7 +115,7 @@ async fn report_local(work: &Ask, open: &OpenLayer, arrived: Runs) -> u64 {
     let bytes = arrived.iter().map(|run| len_of(open, run)).sum();
     open.counters.local.fetch_add(bytes, Ordering::Relaxed);
     RECORDED.arrived(ArrivedFrom::Local, bytes);
-    let from = Some(ArrivedFrom::Local);
+    let from = Some(Brought { ask: work.id, from: ArrivedFrom::Local, bytes, again_bytes: 0 });
     let command = Command::Arrived { layer: open.diff_id(), chunks: arrived, overflow: Vec::new(), from };
     let _ = work.reports.send(command).await;
     bytes
@@ -113,26 +127,18 @@ fn len_of(open: &OpenLayer, run: Range<u32>) -> u64 {
 }
 
 /// Asks a peer for chunks.
-pub(super) async fn peer(
-    work: Ask,
-    open: Arc<OpenLayer>,
-    peer: PeerId,
-    chunks: Runs,
-    class: Class,
-    timeout: Duration,
-) -> Outcome {
+pub(super) async fn peer(work: Ask, open: Arc<OpenLayer>, peer: PeerId, asking: Asking, timeout: Duration) -> Outcome {
     let Some(node) = &work.peers else { return failed(ErrorClass::Local) };
-    let class = match class {
-        Class::Demand => hermes_p2p::Class::Demand,
-        Class::Prefetch => hermes_p2p::Class::Prefetch,
-    };
-    let table = open.layer.table();
-    let mut fetch = node.fetch(peer, table, chunks, class, Instant::now() + timeout);
+    let class = asking.class;
+    let mut fetch = node.fetch(peer, open.layer.table(), asking, Instant::now() + PEER_ASK_MAX);
     let mut bytes = 0;
     let mut lacking = Runs::new();
     let mut batch = Chunks::new();
     loop {
-        let next = fetch.next().await;
+        let Ok(next) = tokio::time::timeout(timeout, fetch.next()).await else {
+            tracing::debug!(layer = %open.diff_id(), %peer, ?timeout, "a peer is silent");
+            return failed(ErrorClass::Transient);
+        };
         let ends = !matches!(next, Some(Ok(Arrival::Chunk(..))));
         if let Some(Ok(Arrival::Chunk(chunk, chunk_bytes))) = &next {
             bytes += chunk_bytes.len() as u64;
@@ -153,7 +159,14 @@ pub(super) async fn peer(
             None if lacking.is_empty() => return Outcome::Done { bytes },
             None => return Outcome::Lacks { chunks: lacking },
             Some(Ok(Arrival::Chunk(..))) => {}
+            Some(Ok(Arrival::Pending { registry_rests, .. })) => {
+                report(&work, |ask| Command::Pending { ask, registry_rests }).await;
+            }
             Some(Ok(Arrival::Lacks(runs))) => lacking.insert_all(&runs),
+            Some(Ok(Arrival::Refer { chunks, peers })) => {
+                report(&work, |ask| Command::Referred { ask, chunks, peers }).await;
+            }
+            Some(Ok(Arrival::Delegate(chunks))) => report(&work, |ask| Command::Delegated { ask, chunks }).await,
             Some(Err(error)) => return peer_failed(&open, peer, &error),
         }
     }
@@ -161,8 +174,10 @@ pub(super) async fn peer(
 
 fn peer_failed(open: &OpenLayer, peer: PeerId, error: &ExchangeError) -> Outcome {
     tracing::info!(layer = %open.diff_id(), %peer, %error, "a peer could not be read");
-    if let ExchangeError::Busy { retry_after, .. } = error {
-        return Outcome::Busy { retry_after: *retry_after };
+    match error {
+        ExchangeError::Busy { retry_after, .. } => return Outcome::Busy { retry_after: *retry_after },
+        ExchangeError::NotMine { epoch, .. } => return Outcome::NotMine { epoch: *epoch },
+        _ => {}
     }
     failed(error.class())
 }
@@ -173,8 +188,8 @@ async fn store_batch(work: &Ask, open: &Arc<OpenLayer>, batch: Chunks) -> Result
     let layer = Arc::clone(open);
     let stored = tokio::task::spawn_blocking(move || store_chunks(&layer, batch)).await;
     match stored {
-        Ok(Ok((chunks, overflow))) => {
-            let from = Some(ArrivedFrom::Peer);
+        Ok(Ok(Stored { arrived: chunks, overflow, again_bytes })) => {
+            let from = Some(Brought { ask: work.id, from: ArrivedFrom::Peer, bytes: len, again_bytes });
             let _ = work.reports.send(Command::Arrived { layer: open.diff_id(), chunks, overflow, from }).await;
             progress(work).await;
             Ok(len)
@@ -188,25 +203,30 @@ async fn store_batch(work: &Ask, open: &Arc<OpenLayer>, batch: Chunks) -> Result
 }
 
 async fn progress(work: &Ask) {
+    report(work, |ask| Command::Progress { ask }).await;
+}
+
+async fn report(work: &Ask, command: impl FnOnce(AskId) -> Command) {
     if let Some(ask) = work.id {
-        let _ = work.reports.send(Command::Progress { ask }).await;
+        let _ = work.reports.send(command(ask)).await;
     }
 }
 
-/// Reads a run of spans from the registry in one request and decodes it. `asked` is the registry that the policy means.
+/// Reads a run of spans from the registry in one request and decodes it. `asked` is the registry that the policy means, and why
+/// it is asked.
 ///
 /// Where several images have the layer, one registry's refusal is not the layer's: the others are asked in turn. One
 /// that fails in passing is asked last the next time, after the rest that the policy gives it.
 pub(super) async fn registry(
     work: Ask,
     open: Arc<OpenLayer>,
-    asked: OriginNo,
+    (asked, reason): (OriginNo, Reason),
     spans: Range<u32>,
     timeout: Duration,
 ) -> Outcome {
     let mut refused = failed(ErrorClass::NotFound);
     for (place, origin) in open.origins().into_iter().enumerate() {
-        let outcome = read_spans(&work, &open, &origin, spans.clone(), timeout).await;
+        let outcome = read_spans(&work, &open, &origin, spans.clone(), (reason, timeout)).await;
         match outcome {
             Outcome::Failed { class: ErrorClass::NotFound | ErrorClass::Denied | ErrorClass::PeerFault, .. } => {
                 refused = outcome;
@@ -232,7 +252,7 @@ async fn read_spans(
     open: &Arc<OpenLayer>,
     origin: &LayerOrigin,
     spans: Range<u32>,
-    timeout: Duration,
+    (reason, timeout): (Reason, Duration),
 ) -> Outcome {
     let decoder = match decoder(open, spans.clone()).await {
         Ok(decoder) => decoder,
@@ -246,8 +266,8 @@ async fn read_spans(
         Err(error) => return failed(error.class()),
     };
     let (pieces, queue) = mpsc::channel(PIECES_MAX);
-    let (layer, reports) = (Arc::clone(open), work.reports.clone());
-    let decoding = tokio::task::spawn_blocking(move || decode(&layer, decoder, queue, &reports));
+    let decoded = Decoded { open: Arc::clone(open), ask: work.id, reason, reports: work.reports.clone() };
+    let decoding = tokio::task::spawn_blocking(move || decode(&decoded, decoder, queue));
     let deadline = Instant::now() + ORIGIN_ASK_MAX;
     let mut body = std::pin::pin!(origin.origin.read(&origin.descriptor, range, deadline));
     let mut bytes = 0;
@@ -315,23 +335,36 @@ enum DecodeError {
     Store(hermes_store::StoreError),
 }
 
+/// Where decoded chunks go.
+struct Decoded {
+    open: Arc<OpenLayer>,
+    ask: Option<AskId>,
+    reason: Reason,
+    reports: mpsc::Sender<Command>,
+}
+
+impl Decoded {
+    /// Stores and reports chunks.
+    fn take(&self, chunks: Chunks) -> Result<(), DecodeError> {
+        let bytes: u64 = chunks.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let Stored { arrived, overflow, again_bytes } = store_chunks(&self.open, chunks).map_err(DecodeError::Store)?;
+        self.open.counters.registry.fetch_add(bytes, Ordering::Relaxed);
+        RECORDED.arrived(ArrivedFrom::Registry, bytes);
+        RECORDED.left_registry(Egress::of(self.reason), bytes);
+        let from = Some(Brought { ask: self.ask, from: ArrivedFrom::Registry, bytes, again_bytes });
+        let command = Command::Arrived { layer: self.open.diff_id(), chunks: arrived, overflow, from };
+        let _ = self.reports.blocking_send(command);
+        Ok(())
+    }
+}
+
 /// Decodes pieces as they come; chunks are stored and reported as soon as they are whole.
-fn decode(
-    open: &Arc<OpenLayer>,
-    mut decoder: SpanDecoder,
-    mut pieces: mpsc::Receiver<Bytes>,
-    reports: &mpsc::Sender<Command>,
-) -> Result<(), DecodeError> {
+fn decode(to: &Decoded, mut decoder: SpanDecoder, mut pieces: mpsc::Receiver<Bytes>) -> Result<(), DecodeError> {
     let mut chunks = Chunks::new();
     while let Some(piece) = pieces.blocking_recv() {
         decoder.push(&piece, &mut chunks).map_err(DecodeError::Span)?;
         if !chunks.is_empty() {
-            let len: u64 = chunks.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-            let (chunks, overflow) = store_chunks(open, std::mem::take(&mut chunks)).map_err(DecodeError::Store)?;
-            open.counters.registry.fetch_add(len, Ordering::Relaxed);
-            RECORDED.arrived(ArrivedFrom::Registry, len);
-            let from = Some(ArrivedFrom::Registry);
-            let _ = reports.blocking_send(Command::Arrived { layer: open.diff_id(), chunks, overflow, from });
+            to.take(std::mem::take(&mut chunks))?;
         }
         if decoder.is_done() {
             return Ok(());
@@ -356,6 +389,7 @@ pub(super) async fn holders(work: Ask, open: Arc<OpenLayer>) {
 /// Listens to what one peer has of a layer, and gets, until it has all of it or the layer is closed.
 pub(super) async fn watch(work: Ask, open: Arc<OpenLayer>, peer: PeerId) {
     let Some(node) = &work.peers else { return };
+    let Ok(_partner) = Arc::clone(&open.partners).try_acquire_owned() else { return };
     let mut news = node.watch(peer, open.layer.table());
     // The driver and the layer may both end while the peer has no news; then nobody listens any more.
     let (reports, layer) = (work.reports.downgrade(), open.diff_id());

@@ -3,17 +3,18 @@
 //! `select -> apply`: gathering is async, deciding is not. It turns commands into facts, hands them to the policy with
 //! the time, and carries out what comes back. It holds no opinion of its own.
 
-use std::collections::{BTreeMap, HashMap};
+mod seen;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use hermes_image::ids::{ChunkNo, DiffId};
 use hermes_image::runs::Runs;
-use hermes_p2p::{PeerEvent, PeerId};
-use hermes_policy::event::{
-    Action, AskId, Event, FailCause, OriginNo, OriginStanding, Outcome, PeerNo, ReadId, Source,
-};
+use hermes_p2p::MemberList;
+use hermes_p2p::{Asking, PeerEvent, PeerId, Ruling};
+use hermes_policy::event::{self, Action, AskId, ClaimId, Event, FailCause, OriginStanding, Outcome, ReadId, Source};
 use hermes_policy::flight::Flight;
 use hermes_policy::limits::Limits;
 use hermes_policy::rng::Rng;
@@ -22,18 +23,22 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::asks::{self, Ask};
+use super::desk::{Claimed, Claims};
 use super::layer::OpenLayer;
+use super::numbers::PeerNumbers;
+use super::trace::{self, Brought, Tracer};
 use super::{Answer, COMMANDS_MAX, Class, Command, Delivered, FetchError, FetchHandle, Tried};
-use crate::metrics::{ArrivedFrom, RECORDED};
-use crate::status::WaitingRead;
+use crate::metrics::{ArrivedFrom, RECORDED, RulingGiven};
 
 /// What the driver works with.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct FetchConfig {
     /// Where chunks go.
     pub store: Arc<Store>,
     /// The swarm, if the node is in one.
     pub peers: Option<hermes_p2p::Node>,
+    /// What the other nodes ask this one for.
+    pub claims: Option<Claims>,
     /// Bounds of the policy.
     pub limits: Limits,
     /// Seed of the policy's random choices.
@@ -41,24 +46,28 @@ pub struct FetchConfig {
 }
 
 /// Starts the driver on the current runtime. It ends when the last handle is dropped.
-pub fn spawn(config: FetchConfig) -> FetchHandle {
+pub fn spawn(mut config: FetchConfig) -> FetchHandle {
+    let claims = config.claims.take();
     let (commands, queue) = mpsc::channel(COMMANDS_MAX);
     let (completed, completions) = watch::channel(());
-    let store = Arc::clone(&config.store);
+    let (store, started) = (Arc::clone(&config.store), Instant::now());
     let driver = Driver {
         flight: Flight::new(config.limits.clone()),
         rng: Rng::new(config.seed),
-        started: Instant::now(),
+        started,
         timer: None,
         layers: BTreeMap::new(),
         reads: BTreeMap::new(),
         asks: BTreeMap::new(),
+        claims: BTreeMap::new(),
+        next_claim: 0,
         peers: PeerNumbers::default(),
+        tracer: Tracer::new(started),
         reports: commands.downgrade(),
         completed,
         config,
     };
-    tokio::spawn(driver.run(queue));
+    tokio::spawn(driver.run(queue, claims));
     FetchHandle::new(commands, store, completions)
 }
 
@@ -89,58 +98,23 @@ struct Driver {
     layers: BTreeMap<DiffId, Arc<OpenLayer>>,
     reads: BTreeMap<ReadId, Waiting>,
     asks: BTreeMap<AskId, Asked>,
+    /// Where rulings go.
+    claims: BTreeMap<ClaimId, mpsc::Sender<Ruling>>,
+    next_claim: u64,
     peers: PeerNumbers,
+    tracer: Tracer,
     /// Weak, so that the asks' way back does not keep the driver alive.
     reports: mpsc::WeakSender<Command>,
     completed: watch::Sender<()>,
 }
 
-/// Peers whose numbers are remembered: four times as many as may be connected, so that one that comes back soon is the
-/// same to the policy. The swarm itself remembers whom it has banned.
-const NUMBERED_PEERS_MAX: usize = 1024;
-
-/// Numbers for peers, as the policy wants them; never given twice.
-#[derive(Default)]
-struct PeerNumbers {
-    by_id: HashMap<PeerId, PeerNo>,
-    /// The peer, and whether it is connected.
-    by_no: BTreeMap<PeerNo, (PeerId, bool)>,
-    next: u32,
-}
-
-impl PeerNumbers {
-    fn number(&mut self, peer: PeerId) -> PeerNo {
-        if let Some(no) = self.by_id.get(&peer) {
-            return *no;
-        }
-        if self.by_no.len() >= NUMBERED_PEERS_MAX
-            && let Some(oldest) = self.by_no.iter().find(|(_, (_, up))| !up).map(|(no, _)| *no)
-            && let Some((gone, _)) = self.by_no.remove(&oldest)
-        {
-            self.by_id.remove(&gone);
-        }
-        let no = PeerNo(self.next);
-        // After four thousand million peers they begin anew: the first ones are long forgotten.
-        self.next = self.next.wrapping_add(1);
-        self.by_id.insert(peer, no);
-        self.by_no.insert(no, (peer, false));
-        no
-    }
-
-    fn set_up(&mut self, peer: PeerId, up: bool) -> PeerNo {
-        let no = self.number(peer);
-        self.by_no.insert(no, (peer, up));
-        no
-    }
-
-    fn id(&self, no: PeerNo) -> Option<PeerId> {
-        self.by_no.get(&no).map(|(peer, _)| *peer)
-    }
-}
-
 impl Driver {
-    async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+    async fn run(mut self, mut queue: mpsc::Receiver<Command>, mut claims: Option<Claims>) {
         let mut peer_events = self.config.peers.as_ref().map(hermes_p2p::Node::events);
+        let mut lists = self.config.peers.as_ref().map(hermes_p2p::Node::members);
+        if let Some(lists) = &mut lists {
+            lists.mark_changed();
+        }
         for peer in self.config.peers.as_ref().map(hermes_p2p::Node::peers).unwrap_or_default() {
             self.peer_up(peer);
         }
@@ -158,6 +132,11 @@ impl Driver {
                     None => break,
                 },
                 event = next_event(&mut peer_events) => self.peer_event(event),
+                list = next_list(&mut lists) => {
+                    let members = Arc::new(self.peers.members(&list));
+                    self.tell(Event::MembersChanged { members });
+                }
+                claimed = next_claim(&mut claims) => self.claimed(claimed),
                 () = fire => {
                     self.timer = None;
                     self.tell(Event::TimerFired);
@@ -184,6 +163,7 @@ impl Driver {
             Command::Close { layer } => {
                 self.tell(Event::LayerClosed { layer });
                 self.layers.remove(&layer);
+                self.tracer.closed(layer);
             }
             Command::Need { read, layer, chunks, class, deadline, done } => {
                 let (delivered, since, from) = (Delivered::default(), Instant::now(), None);
@@ -202,12 +182,35 @@ impl Driver {
             Command::LocalHas { layer, chunks } => self.tell(Event::LocalHas { layer, chunks }),
             Command::Evicted { layer, chunks } => self.tell(Event::Evicted { layer, chunks }),
             Command::Arrived { layer, chunks, overflow, from } => {
-                self.note_source(layer, &chunks, from);
+                if let Some(brought) = from {
+                    self.note_source(layer, &chunks, &brought);
+                }
                 self.arrived(layer, chunks, &overflow);
             }
-            Command::Progress { ask } => self.tell(Event::AskProgress { ask }),
+            Command::Progress { ask } => {
+                self.tracer.sign(ask, Instant::now());
+                self.tell(Event::AskProgress { ask });
+            }
+            Command::Referred { ask, chunks, peers } => {
+                self.tracer.referred(ask, &chunks, Instant::now());
+                let peers = peers.into_iter().map(|peer| self.peers.number(peer)).collect();
+                self.tell(Event::AskReferred { ask, chunks, peers });
+            }
+            Command::Delegated { ask, chunks } => {
+                self.tracer.delegated(ask, Instant::now());
+                self.tell(Event::AskDelegated { ask, chunks });
+            }
+            Command::Pending { ask, registry_rests } => {
+                self.tracer.sign(ask, Instant::now());
+                self.tell(Event::AskPending { ask, registry_rests });
+            }
+            Command::ClaimEnded { claim } => {
+                self.claims.remove(&claim);
+                self.tell(Event::ClaimEnded { claim });
+            }
             Command::Ended { ask, outcome } => {
                 self.asks.remove(&ask);
+                self.tracer.ended(ask, Some(&outcome), Instant::now());
                 if let Outcome::Failed { class, .. } = &outcome {
                     RECORDED.ask_failed(*class);
                 }
@@ -224,6 +227,12 @@ impl Driver {
             }
             Command::Waiting { answer } => {
                 let _ = answer.send(self.waiting());
+            }
+            Command::Trace { layers, answer } => {
+                let _ = answer.send(self.tracer.of(layers, Instant::now()));
+            }
+            Command::Peers { peers, answer } => {
+                let _ = answer.send(peers.iter().map(|peer| self.peer_account(peer)).collect());
             }
         }
     }
@@ -242,6 +251,51 @@ impl Driver {
         for peer in self.config.peers.as_ref().map(hermes_p2p::Node::peers).unwrap_or_default() {
             let layer = Arc::clone(&layer);
             self.spawn_detached(|work| asks::watch(work, layer, peer));
+        }
+    }
+
+    /// Another node asks. Its chunks are counted by a table: by another one than ours they mean nothing here.
+    fn claimed(&mut self, claimed: Claimed) {
+        let Claimed { claim, rulings } = claimed;
+        let counts_alike = |open: &Arc<OpenLayer>| open.layer.table().id() == claim.table;
+        let Some(reports) = self.reports.upgrade() else { return };
+        if !self.layers.get(&claim.layer).is_none_or(counts_alike) {
+            return;
+        }
+        let no = ClaimId(self.next_claim);
+        self.next_claim += 1;
+        self.claims.insert(no, rulings.clone());
+        tokio::spawn(async move {
+            rulings.closed().await;
+            let _ = reports.send(Command::ClaimEnded { claim: no }).await;
+        });
+        let class = match claim.class {
+            hermes_p2p::Class::Demand => Class::Demand,
+            hermes_p2p::Class::Prefetch => Class::Prefetch,
+        };
+        let peer = self.peers.number(claim.peer);
+        let hermes_p2p::Claim { layer, want, extent, chunks, .. } = claim;
+        self.tell(Event::Claimed { claim: no, peer, layer, chunks, extent, class, want });
+    }
+
+    fn rule(&mut self, claim: ClaimId, ruling: event::Ruling) {
+        RECORDED.ruled(RulingGiven::of(&ruling));
+        let ruling = match ruling {
+            event::Ruling::Give(chunks) => Ruling::Give(chunks),
+            event::Ruling::Lacks(chunks) => Ruling::Lacks(chunks),
+            event::Ruling::Refer { chunks, peers } => {
+                let peers = peers.into_iter().filter_map(|peer| self.peers.id(peer)).collect();
+                Ruling::Refer { chunks, peers }
+            }
+            event::Ruling::Delegate(chunks) => Ruling::Delegate(chunks),
+            event::Ruling::RegistryRests(wait) => Ruling::RegistryRests(wait),
+            event::Ruling::NotMine { epoch } => Ruling::NotMine { epoch },
+        };
+        if let Some(rulings) = self.claims.get(&claim)
+            && rulings.try_send(ruling).is_err()
+        {
+            // It has gone, or is too slow to be told: then the server ends it.
+            self.claims.remove(&claim);
         }
     }
 
@@ -282,54 +336,13 @@ impl Driver {
     }
 
     /// Remembers for the reads that wait for `chunks` where these came from.
-    fn note_source(&mut self, layer: DiffId, chunks: &Runs, from: Option<ArrivedFrom>) {
-        let Some(from) = from else { return };
+    fn note_source(&mut self, layer: DiffId, chunks: &Runs, brought: &Brought) {
+        self.tracer.arrived(layer, chunks, brought, Instant::now());
+        let from = brought.from;
         for waiting in self.reads.values_mut().filter(|waiting| waiting.layer == layer) {
             if waiting.from != Some(ArrivedFrom::Mixed) && !waiting.chunks.intersection(chunks).is_empty() {
                 let is_same = waiting.from.is_none_or(|known| known == from);
                 waiting.from = Some(if is_same { from } else { ArrivedFrom::Mixed });
-            }
-        }
-    }
-
-    /// The reads that wait, for people.
-    fn waiting(&self) -> Vec<WaitingRead> {
-        let mut reads: Vec<_> = self.reads.values().collect();
-        reads.sort_by_key(|waiting| waiting.since);
-        let describe = |waiting: &&Waiting| {
-            let open = self.layers.get(&waiting.layer)?;
-            let missing = open.layer.missing(0..open.layer.table().count()).intersection(&waiting.chunks);
-            let first = missing.chunks().next().or_else(|| waiting.chunks.chunks().next())?;
-            let len = |run: std::ops::Range<u32>| {
-                let range = open.layer.table().run_range(run);
-                range.end - range.start
-            };
-            let asked = self.asks.values().filter(|asked| asked.layer == waiting.layer);
-            let mut asking: Vec<String> = asked.map(|asked| self.name(asked.source, asked.layer)).collect();
-            asking.sort();
-            asking.dedup();
-            Some(WaitingRead {
-                image: open.image(),
-                file: None,
-                layer: waiting.layer,
-                offset: open.layer.table().range(ChunkNo(first)).start,
-                missing_bytes: missing.iter().map(len).sum(),
-                demand: waiting.class == Class::Demand,
-                waiting_ms: u64::try_from(waiting.since.elapsed().as_millis()).unwrap_or(u64::MAX),
-                asking,
-            })
-        };
-        reads.iter().take(super::WAITING_MAX).filter_map(describe).collect()
-    }
-
-    /// A source, for people.
-    fn name(&self, source: Source, layer: DiffId) -> String {
-        match source {
-            Source::Local => "the local store".to_owned(),
-            Source::Peer(peer) => self.peers.id(peer).map_or_else(String::new, |id| format!("peer {id}")),
-            Source::Origin => {
-                let origins = self.layers.get(&layer).map(|open| open.origins()).unwrap_or_default();
-                format!("the registry {}", origins.first().map_or("", |origin| origin.origin.host()))
             }
         }
     }
@@ -373,21 +386,36 @@ impl Driver {
 
     fn carry_out(&mut self, action: Action) {
         match action {
-            Action::AskLocal { ask, layer, chunks, .. } => {
+            Action::AskLocal { ask, layer, chunks, class } => {
+                self.trace(ask, layer, trace::Asked::Local, class, None, chunks.clone());
                 self.spawn_ask(ask, Source::Local, layer, |work, layer| asks::local(work, layer, chunks));
             }
-            Action::AskPeer { ask, peer: no, layer, chunks, class, timeout } => {
+            Action::AskPeer { ask, peer: no, layer, chunks, class, want, reason, extent, timeout } => {
                 let Some(peer) = self.peers.id(no) else { return };
+                self.trace(ask, layer, trace::Asked::Peer(peer), class, Some(reason), chunks.clone());
+                let class = match class {
+                    Class::Demand => hermes_p2p::Class::Demand,
+                    Class::Prefetch => hermes_p2p::Class::Prefetch,
+                };
+                let asking = Asking { chunks, extent, want, class };
                 self.spawn_ask(ask, Source::Peer(no), layer, move |work, layer| {
-                    asks::peer(work, layer, peer, chunks, class, timeout)
+                    asks::peer(work, layer, peer, asking, timeout)
                 });
             }
-            Action::AskOrigin { ask, origin, layer, spans, timeout, .. } => {
+            Action::Rule { claim, ruling } => self.rule(claim, ruling),
+            Action::Suspect { peer } => {
+                if let (Some(peer), Some(node)) = (self.peers.id(peer), &self.config.peers) {
+                    node.suspect(&peer);
+                }
+            }
+            Action::AskOrigin { ask, origin, layer, spans, class, reason, timeout } => {
+                self.trace_registry(ask, layer, &spans, class, reason);
                 self.spawn_ask(ask, Source::Origin, layer, move |work, layer| {
-                    asks::registry(work, layer, origin, spans, timeout)
+                    asks::registry(work, layer, (origin, reason), spans, timeout)
                 });
             }
             Action::Cancel { ask } => {
+                self.tracer.ended(ask, None, Instant::now());
                 if let Some(asked) = self.asks.remove(&ask) {
                     asked.task.abort();
                 }
@@ -477,6 +505,25 @@ impl Driver {
     }
 }
 
+/// The next version of the member list.
+async fn next_list(lists: &mut Option<watch::Receiver<Arc<MemberList>>>) -> Arc<MemberList> {
+    let Some(lists) = lists else { return std::future::pending().await };
+    match lists.changed().await {
+        Ok(()) => Arc::clone(&lists.borrow_and_update()),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+async fn next_claim(claims: &mut Option<Claims>) -> Claimed {
+    match claims {
+        Some(queue) => match queue.recv().await {
+            Some(claimed) => claimed,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
 async fn next_event(events: &mut Option<broadcast::Receiver<PeerEvent>>) -> PeerEvent {
     let Some(events) = events else { return std::future::pending().await };
     loop {
@@ -486,39 +533,5 @@ async fn next_event(events: &mut Option<broadcast::Receiver<PeerEvent>>) -> Peer
             Err(broadcast::error::RecvError::Lagged(_)) => {}
             Err(broadcast::error::RecvError::Closed) => return std::future::pending().await,
         }
-    }
-}
-
-/// The number by which the policy knows a registry host: hosts share limits and `Retry-After`, layers do not.
-#[derive(Debug, Default)]
-pub struct OriginNumbers {
-    hosts: BTreeMap<String, OriginNo>,
-}
-
-impl OriginNumbers {
-    /// The number of `host`.
-    pub fn number(&mut self, host: &str) -> OriginNo {
-        let next = OriginNo(self.hosts.len() as u32);
-        *self.hosts.entry(host.to_owned()).or_insert(next)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn peer_numbers_are_bounded_and_never_given_twice() {
-        let mut numbers = PeerNumbers::default();
-        let first = PeerId::random();
-        let kept = numbers.set_up(first, true);
-        let mut seen = std::collections::BTreeSet::from([kept]);
-        for _ in 0..NUMBERED_PEERS_MAX + 100 {
-            let peer = PeerId::random();
-            assert!(seen.insert(numbers.set_up(peer, true)), "a number is given twice");
-            numbers.set_up(peer, false);
-        }
-        assert_eq!((numbers.by_id.len(), numbers.by_no.len()), (NUMBERED_PEERS_MAX, NUMBERED_PEERS_MAX));
-        assert_eq!((numbers.number(first), numbers.id(kept)), (kept, Some(first)), "connected peers keep theirs");
     }
 }

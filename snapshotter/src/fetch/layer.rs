@@ -107,7 +107,9 @@ impl SpanIndex {
             return none.map_err(|mismatch| SpanIndexError::Damaged(format!("window {span}: {mismatch}")));
         }
         let windows = self.seek.windows_id();
-        let found = self.source.artifacts.range(windows, range, |bytes| self.seek.verify_window(span, bytes)).await?;
+        let (source, layer) = (&self.source, self.source.statement.diff_id);
+        let check = |bytes| self.seek.verify_window(span, bytes);
+        let found = source.artifacts.range(windows, layer, range, check).await?;
         found.ok_or(SpanIndexError::Missing(windows))
     }
 }
@@ -132,6 +134,9 @@ impl SourceCounters {
         }
     }
 }
+
+/// Peers whose progress with one layer is followed: with 32, news cost a node 0.2 MB/s at most (design, section 6).
+const PARTNERS_MAX: usize = 32;
 
 /// The place of a registry among those of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,6 +164,8 @@ pub struct OpenLayer {
     warned_of_full_store: Mutex<Option<Instant>>,
     /// How the last attempt to read a registry has failed; `None` when it has not.
     registry_failure: Mutex<Option<ErrorClass>>,
+    /// The peers that may be watched at once.
+    pub(super) partners: Arc<tokio::sync::Semaphore>,
     spans: tokio::sync::OnceCell<Arc<SpanIndex>>,
 }
 
@@ -182,6 +189,7 @@ impl OpenLayer {
             geometry: RwLock::new(Arc::new(geometry)),
             warned_of_full_store: Mutex::new(None),
             registry_failure: Mutex::new(None),
+            partners: Arc::new(tokio::sync::Semaphore::new(PARTNERS_MAX)),
             spans: tokio::sync::OnceCell::new(),
         })
     }
@@ -265,8 +273,8 @@ impl OpenLayer {
     }
 
     async fn find_spans(&self) -> Result<Arc<SpanIndex>, SpanIndexError> {
-        let id = self.spans_from.statement.seek;
-        let bytes = self.spans_from.artifacts.get(id).await?.ok_or(SpanIndexError::Missing(id))?;
+        let (id, layer) = (self.spans_from.statement.seek, self.spans_from.statement.diff_id);
+        let bytes = self.spans_from.artifacts.get(id, layer).await?.ok_or(SpanIndexError::Missing(id))?;
         let damaged = |error: &dyn std::fmt::Display| SpanIndexError::Damaged(error.to_string());
         let seek = SeekTable::decode(bytes.into_inner()).map_err(|error| damaged(&error))?;
         self.spans_from.statement.check_seek(&seek, self.layer.table()).map_err(|error| damaged(&error))?;

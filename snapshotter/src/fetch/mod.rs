@@ -9,9 +9,12 @@
 //! readers that wait for it get the bytes themselves, and the next reader fetches it again.
 
 mod asks;
+mod desk;
 mod driver;
 mod layer;
 mod marks;
+mod numbers;
+mod trace;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,18 +26,20 @@ use hermes_image::ids::{ChunkNo, ChunkRange, DiffId};
 use hermes_image::runs::Runs;
 use hermes_p2p::PeerId;
 use hermes_policy::class::ErrorClass;
-use hermes_policy::event::{AskId, FailReason, Outcome, ReadId, Source, Status};
+use hermes_policy::event::{AskId, ClaimId, FailReason, Outcome, PeerView, ReadId, Source, Status};
 use hermes_store::Store;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::metrics::ArrivedFrom;
-use crate::status::WaitingRead;
+use crate::status::{ImageTrace, WaitingRead};
 
-pub use driver::{FetchConfig, OriginNumbers, spawn};
+pub use desk::{Claims, FetchDesk, desk};
+pub use driver::{FetchConfig, spawn};
 pub use hermes_policy::class::Class;
 pub use layer::{LayerOrigin, LayerUser, MountNo, OpenLayer, SpanIndex, SpanIndexError, SpanIndexSource};
 pub use marks::Marks;
+pub use numbers::OriginNumbers;
+pub(crate) use trace::Brought;
 
 /// Commands that wait for the driver: reads of both FUSE threads and reports of all asks, with room. When it is full,
 /// readers and asks wait; the driver itself never does.
@@ -137,22 +142,97 @@ fn describe(reason: FailReason, tried: &[Tried]) -> String {
 /// What reaches the driver.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Open { layer: Arc<OpenLayer>, local: Runs, ready: oneshot::Sender<()> },
-    OriginsChanged { layer: DiffId },
-    Close { layer: DiffId },
-    Need { read: ReadId, layer: DiffId, chunks: Runs, class: Class, deadline: Instant, done: oneshot::Sender<Answer> },
-    Withdraw { read: ReadId },
-    Hit { layer: DiffId, chunks: ChunkRange },
-    LocalHas { layer: DiffId, chunks: Runs },
-    Evicted { layer: DiffId, chunks: Runs },
-    Arrived { layer: DiffId, chunks: Runs, overflow: Vec<(ChunkNo, Bytes)>, from: Option<ArrivedFrom> },
-    Progress { ask: AskId },
-    Ended { ask: AskId, outcome: Outcome },
-    PeerHas { peer: PeerId, layer: DiffId, chunks: Runs },
-    HoldersFound { layer: DiffId },
-    SpansFound { layer: DiffId, found: bool },
-    Status { answer: oneshot::Sender<Status> },
-    Waiting { answer: oneshot::Sender<Vec<WaitingRead>> },
+    Open {
+        layer: Arc<OpenLayer>,
+        local: Runs,
+        ready: oneshot::Sender<()>,
+    },
+    OriginsChanged {
+        layer: DiffId,
+    },
+    Close {
+        layer: DiffId,
+    },
+    Need {
+        read: ReadId,
+        layer: DiffId,
+        chunks: Runs,
+        class: Class,
+        deadline: Instant,
+        done: oneshot::Sender<Answer>,
+    },
+    Withdraw {
+        read: ReadId,
+    },
+    Hit {
+        layer: DiffId,
+        chunks: ChunkRange,
+    },
+    LocalHas {
+        layer: DiffId,
+        chunks: Runs,
+    },
+    Evicted {
+        layer: DiffId,
+        chunks: Runs,
+    },
+    Arrived {
+        layer: DiffId,
+        chunks: Runs,
+        overflow: Vec<(ChunkNo, Bytes)>,
+        from: Option<Brought>,
+    },
+    Progress {
+        ask: AskId,
+    },
+    /// What a peer answered beside chunks.
+    Referred {
+        ask: AskId,
+        chunks: Runs,
+        peers: Vec<PeerId>,
+    },
+    Delegated {
+        ask: AskId,
+        chunks: Runs,
+    },
+    Pending {
+        ask: AskId,
+        registry_rests: Option<Duration>,
+    },
+    /// Whoever asked this node does not wait any more.
+    ClaimEnded {
+        claim: ClaimId,
+    },
+    Ended {
+        ask: AskId,
+        outcome: Outcome,
+    },
+    PeerHas {
+        peer: PeerId,
+        layer: DiffId,
+        chunks: Runs,
+    },
+    HoldersFound {
+        layer: DiffId,
+    },
+    SpansFound {
+        layer: DiffId,
+        found: bool,
+    },
+    Status {
+        answer: oneshot::Sender<Status>,
+    },
+    Waiting {
+        answer: oneshot::Sender<Vec<WaitingRead>>,
+    },
+    Trace {
+        layers: Vec<DiffId>,
+        answer: oneshot::Sender<ImageTrace>,
+    },
+    Peers {
+        peers: Vec<PeerId>,
+        answer: oneshot::Sender<Vec<PeerAccount>>,
+    },
 }
 
 type Answer = Result<Delivered, FetchError>;
@@ -270,6 +350,35 @@ impl FetchHandle {
             return Vec::new();
         }
         waiting.await.unwrap_or_default()
+    }
+}
+
+/// What is known of a peer.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PeerAccount {
+    /// By the policy.
+    pub view: PeerView,
+    /// Uncompressed bytes that came from it since the daemon started.
+    pub from_bytes: u64,
+}
+
+impl FetchHandle {
+    /// Who was asked for chunks of `layers`, when, why, and what came of it. Cancel safe.
+    pub async fn trace(&self, layers: Vec<DiffId>) -> ImageTrace {
+        let (answer, trace) = oneshot::channel();
+        if self.commands.send(Command::Trace { layers, answer }).await.is_err() {
+            return ImageTrace::default();
+        }
+        trace.await.unwrap_or_default()
+    }
+
+    /// What is known of each of `peers`, in their order; nothing when the daemon ends. Cancel safe.
+    pub async fn peers(&self, peers: Vec<PeerId>) -> Vec<PeerAccount> {
+        let (answer, accounts) = oneshot::channel();
+        if self.commands.send(Command::Peers { peers, answer }).await.is_err() {
+            return Vec::new();
+        }
+        accounts.await.unwrap_or_default()
     }
 }
 

@@ -16,7 +16,9 @@ mod table;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-pub use recorded::{ArrivedFrom, Decision, FirstPullEnd, RECORDED, ReadFailure, Recorded};
+pub use recorded::{
+    Again, ArrivedFrom, Decision, Denial, Egress, FirstPullEnd, RECORDED, ReadFailure, Recorded, Referrals, RulingGiven,
+};
 pub use table::{Kind, METRICS, Metric};
 
 /// Upper bounds of the histogram of waits, in seconds: a local copy takes 1 ms, a peer 2 to 10, a registry 20 to 500, and

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hermes_policy::class::ErrorClass;
+use hermes_policy::event::{Reason, Ruling};
 
 use super::{Values, WAIT_BOUNDS_SECONDS};
 use crate::status::Way;
@@ -114,6 +115,130 @@ labels! {
     }
 }
 
+labels! {
+    /// Why a registry was read. What `for_others`, `delegated` and `own_turn` add up to is read once for the whole swarm.
+    Egress {
+        /// Other nodes asked this one, as the owner.
+        ForOthers = "for_others",
+        /// An owner left it to this node.
+        Delegated = "delegated",
+        /// This node is among the owners.
+        OwnTurn = "own_turn",
+        /// No owner could be reached.
+        NobodyOwns = "nobody_owns",
+        /// There is no swarm with owners.
+        NoSwarm = "no_swarm",
+    }
+}
+
+impl Egress {
+    /// The label of a reason to ask the registry.
+    pub fn of(reason: Reason) -> Self {
+        match reason {
+            Reason::ForOthers => Self::ForOthers,
+            Reason::Delegated => Self::Delegated,
+            Reason::OwnTurn { .. } => Self::OwnTurn,
+            Reason::NobodyOwns => Self::NobodyOwns,
+            // The rest are reasons to ask peers.
+            Reason::NoSwarm | Reason::Holder | Reason::Named | Reason::Owner { .. } | Reason::Hedge => Self::NoSwarm,
+        }
+    }
+}
+
+labels! {
+    /// Why chunks came that were here already.
+    Again {
+        /// A second peer was asked because the first took too long.
+        Hedge = "hedge",
+        /// A later ask for the same chunks did not wait for an earlier one.
+        Overtaken = "overtaken",
+        /// They lie in the same spans of the registry's blob as others that were missing.
+        Overread = "overread",
+        /// They were on their way when their ask was cancelled.
+        Late = "late",
+        /// None of these, such as a write by a first pull at the same time.
+        Other = "other",
+    }
+}
+
+labels! {
+    /// How often peers named others for chunks before a peer was asked for them.
+    Referrals {
+        /// Never.
+        None = "0",
+        /// Once.
+        One = "1",
+        /// Twice.
+        Two = "2",
+        /// More often.
+        More = "3_or_more",
+    }
+}
+
+impl Referrals {
+    /// The label of a number.
+    pub fn of(referrals: usize) -> Self {
+        match referrals {
+            0 => Self::None,
+            1 => Self::One,
+            2 => Self::Two,
+            _ => Self::More,
+        }
+    }
+}
+
+labels! {
+    /// What was answered to a question of another node.
+    RulingGiven {
+        /// It is here or on its way.
+        Give = "give",
+        /// It is not here.
+        Lacks = "lacks",
+        /// Others have it.
+        Refer = "refer",
+        /// The asker is to read it.
+        Delegate = "delegate",
+        /// The registry asked for rest.
+        RegistryRests = "registry_rests",
+        /// This node does not own it.
+        NotMine = "not_mine",
+    }
+}
+
+impl RulingGiven {
+    /// The label of a ruling.
+    pub fn of(ruling: &Ruling) -> Self {
+        match ruling {
+            Ruling::Give(_) => Self::Give,
+            Ruling::Lacks(_) => Self::Lacks,
+            Ruling::Refer { .. } => Self::Refer,
+            Ruling::Delegate(_) => Self::Delegate,
+            Ruling::RegistryRests(_) => Self::RegistryRests,
+            Ruling::NotMine { .. } => Self::NotMine,
+        }
+    }
+}
+
+labels! {
+    /// Why a peer was denied something private.
+    Denial {
+        /// It has presented no grant that is good now.
+        NoGrant = "no_grant",
+        /// It presented something that is no grant.
+        GrantMalformed = "grant_malformed",
+        /// It presented one of another cluster.
+        GrantOtherCluster = "grant_other_cluster",
+        /// It presented somebody else's.
+        GrantOtherPeer = "grant_other_peer",
+        /// It presented one that has ended.
+        GrantExpired = "grant_expired",
+        /// It presented one that nobody who is believed has signed.
+        GrantUnknownIssuer = "grant_unknown_issuer",
+        /// This node holds as many grants as it may.
+        GrantNoRoom = "grant_no_room",
+    }
+}
+
 /// Counters with one for each label value.
 type Counters<const N: usize> = [AtomicU64; N];
 
@@ -142,6 +267,11 @@ pub struct Recorded {
     first_pulls: Counters<{ FirstPullEnd::NAMES.len() }>,
     first_pull_bytes: AtomicU64,
     bans: AtomicU64,
+    egress: Counters<{ Egress::NAMES.len() }>,
+    again: Counters<{ Again::NAMES.len() }>,
+    peer_asks: Counters<{ Referrals::NAMES.len() }>,
+    rulings: Counters<{ RulingGiven::NAMES.len() }>,
+    denials: Counters<{ Denial::NAMES.len() }>,
 }
 
 /// The counters of this process, which is one node.
@@ -178,6 +308,11 @@ impl Recorded {
             first_pulls: zeros(),
             first_pull_bytes: AtomicU64::new(0),
             bans: AtomicU64::new(0),
+            egress: zeros(),
+            again: zeros(),
+            peer_asks: zeros(),
+            rulings: zeros(),
+            denials: zeros(),
         }
     }
 
@@ -252,6 +387,31 @@ impl Recorded {
         add(&self.bans, 1);
     }
 
+    /// So many bytes of chunks came from a registry.
+    pub fn left_registry(&self, why: Egress, bytes: u64) {
+        add(&self.egress[why as usize], bytes);
+    }
+
+    /// So many bytes of chunks came that were here already.
+    pub fn arrived_again(&self, why: Again, bytes: u64) {
+        add(&self.again[why as usize], bytes);
+    }
+
+    /// A peer is asked for chunks.
+    pub fn peer_asked(&self, referrals: Referrals) {
+        add(&self.peer_asks[referrals as usize], 1);
+    }
+
+    /// A question of another node was answered, or a part of it.
+    pub fn ruled(&self, ruling: RulingGiven) {
+        add(&self.rulings[ruling as usize], 1);
+    }
+
+    /// A peer was denied something private, or its grant was not taken.
+    pub fn denied(&self, denial: Denial) {
+        add(&self.denials[denial as usize], 1);
+    }
+
     /// Counts by bucket, and the sum in seconds, of the waits for one source.
     pub(super) fn waits(&self, source: &str) -> ([u64; BUCKETS], f64) {
         let at = ArrivedFrom::NAMES.iter().position(|name| *name == source).unwrap_or(0);
@@ -267,13 +427,18 @@ impl Recorded {
         values.set("hermes_first_pull_bytes_total", "", get(&self.first_pull_bytes));
         let ways = [Way::ErofsFiles, Way::ErofsFuse, Way::FuseTree].map(Way::name);
         let classes = ["transient", "peer_fault", "not_found", "denied", "local"];
-        let lists: [(&'static str, &[&'static str], &[AtomicU64]); 6] = [
+        let lists: [(&'static str, &[&'static str], &[AtomicU64]); 11] = [
             ("hermes_chunk_bytes_total", &ArrivedFrom::BYTE_SOURCES, &self.bytes),
             ("hermes_ask_failures_total", &classes, &self.ask_failures),
             ("hermes_read_failures_total", &ReadFailure::NAMES, &self.read_failures),
             ("hermes_mounts_total", &ways, &self.mounts),
             ("hermes_lazy_decisions_total", &Decision::NAMES, &self.decisions),
             ("hermes_first_pulls_total", &FirstPullEnd::NAMES, &self.first_pulls),
+            ("hermes_registry_chunk_bytes_total", &Egress::NAMES, &self.egress),
+            ("hermes_duplicate_bytes_total", &Again::NAMES, &self.again),
+            ("hermes_peer_asks_total", &Referrals::NAMES, &self.peer_asks),
+            ("hermes_rulings_total", &RulingGiven::NAMES, &self.rulings),
+            ("hermes_peer_denials_total", &Denial::NAMES, &self.denials),
         ];
         for (metric, labels, counters) in lists {
             for (label, counter) in labels.iter().zip(counters) {

@@ -4,7 +4,9 @@ use hermes_p2p::Refusal;
 
 use crate::credentials::Provider;
 
-use super::recorded::{ArrivedFrom, Decision, FirstPullEnd, ReadFailure};
+use super::recorded::{
+    Again, ArrivedFrom, Decision, Denial, Egress, FirstPullEnd, ReadFailure, Referrals, RulingGiven,
+};
 
 /// What a metric does over time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,10 +87,13 @@ pub const METRICS: &[Metric] = &[
     metric("hermes_memory_bytes", Gauge, "bytes", None, "Resident memory of the daemon"),
     metric("hermes_fuse_reads_total", Counter, "requests", Some(("result", &["hit", "miss"])), "Read requests of the kernel, by whether all their bytes were on this node"),
     metric("hermes_chunk_bytes_total", Counter, "bytes", Some(("source", &ArrivedFrom::BYTE_SOURCES)), "Uncompressed bytes of chunks that came, by where from"),
+    metric("hermes_registry_chunk_bytes_total", Counter, "bytes", Some(("reason", &Egress::NAMES)), "Uncompressed bytes of chunks that came from registries, by why this node read them; their sum over all nodes, divided by the length of what is distinct, is the egress ratio"),
+    metric("hermes_duplicate_bytes_total", Counter, "bytes", Some(("reason", &Again::NAMES)), "Uncompressed bytes of chunks that came when they were here already, by why"),
     metric("hermes_registry_wire_bytes_total", Counter, "bytes", None, "Bytes of layers as registries sent them, compressed"),
     metric("hermes_reads_waiting", Gauge, "reads", Some(("class", &["demand", "prefetch"])), "Reads that wait for chunks now"),
     metric("hermes_demand_wait_seconds", Histogram, "seconds", Some(("source", &ArrivedFrom::NAMES)), "How long reads on demand waited for missing chunks, by where these came from"),
     metric("hermes_asks_running", Gauge, "requests", Some(("source", &ArrivedFrom::BYTE_SOURCES)), "Requests for chunks under way, by who is asked"),
+    metric("hermes_peer_asks_total", Counter, "requests", Some(("referrals", &Referrals::NAMES)), "Requests for chunks to peers, by how often others had been named for these chunks before"),
     metric("hermes_ask_failures_total", Counter, "requests", Some(("class", &["transient", "peer_fault", "not_found", "denied", "local"])), "Requests for chunks that failed, by class; reads go on with another source"),
     metric("hermes_read_failures_total", Counter, "reads", Some(("reason", &ReadFailure::NAMES)), "Reads that ended with EIO, by reason"),
     metric("hermes_registry_requests_total", Counter, "requests", None, "Requests to registries, their mirrors, storage and token services"),
@@ -115,6 +120,9 @@ pub const METRICS: &[Metric] = &[
     metric("hermes_peers_connected", Gauge, "peers", None, "Peers that are connected"),
     metric("hermes_peers_banned", Gauge, "peers", None, "Peers that are refused for now because they sent wrong bytes"),
     metric("hermes_peers_refused_total", Counter, "connections", Some(("reason", REFUSALS)), "Connections with peers that this node did not let in, or cut off, by reason"),
+    metric("hermes_claims_waiting", Gauge, "requests", None, "Questions of other nodes that wait for chunks which are on their way to this one"),
+    metric("hermes_rulings_total", Counter, "answers", Some(("kind", &RulingGiven::NAMES)), "Answers to questions of other nodes about chunks that were not here, or for extents that this node owns, by kind"),
+    metric("hermes_peer_denials_total", Counter, "requests", Some(("reason", &Denial::NAMES)), "Requests of peers for private layers and indexes, and grants, that this node denied, by reason"),
     metric("hermes_members", Gauge, "members", Some(("state", &["eligible", "drain", "full", "suspected"])), "Members of the swarm, this node included: those that may own extents, and those that may not, by why; one may be counted twice there"),
     metric("hermes_peer_bans_total", Counter, "bans", None, "Times that a peer was banned"),
 ];

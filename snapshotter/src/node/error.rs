@@ -159,6 +159,14 @@ pub enum NodeError {
         /// The folder.
         dir: PathBuf,
     },
+    /// No image of that name is mounted.
+    #[error("neither an image '{image}' nor one at {} is mounted by this node; `hermes status` lists what is", dir.display())]
+    UnknownImage {
+        /// The name.
+        image: String,
+        /// The folder that the name would be.
+        dir: PathBuf,
+    },
     /// Somebody still uses it.
     #[error("{} is in use; end the processes that have files of it open (fuser -m {0} lists them)", dir.display())]
     Busy {
@@ -232,7 +240,10 @@ impl NodeError {
                 IndexingError::Keep { .. } | IndexingError::Interrupted { .. } => FailureClass::Local,
             },
             Self::Interrupted | Self::Snapshots(_) => FailureClass::Local,
-            Self::NoIndex { .. } | Self::MissingArtifact { .. } | Self::NotMounted { .. } => FailureClass::NotFound,
+            Self::NoIndex { .. }
+            | Self::MissingArtifact { .. }
+            | Self::NotMounted { .. }
+            | Self::UnknownImage { .. } => FailureClass::NotFound,
             Self::Statement { source, .. } => statement_class(source),
             Self::OtherLayers { .. } | Self::Damaged { .. } => FailureClass::Corrupt,
             Self::Artifact(error) => artifact_class(error),
@@ -265,6 +276,7 @@ fn artifact_class(error: &ArtifactError) -> FailureClass {
 fn statement_class(error: &StatementLookupError) -> FailureClass {
     match error {
         StatementLookupError::Folder(_) => FailureClass::Local,
+        StatementLookupError::Denied => FailureClass::Denied,
         StatementLookupError::Refused(StatementError::Untrusted { .. }) => FailureClass::Denied,
         StatementLookupError::Refused(
             StatementError::TooLong
@@ -279,6 +291,7 @@ fn statement_class(error: &StatementLookupError) -> FailureClass {
 /// What to do when a statement was not accepted.
 fn statement_advice(error: &StatementLookupError) -> &'static str {
     match statement_class(error) {
+        FailureClass::Denied if matches!(error, StatementLookupError::Denied) => "log in to its registry",
         FailureClass::Denied => "name the signer's key with --trust if you trust it",
         FailureClass::Local => "check the folder",
         _ => "build the index again, or name another folder with --index",

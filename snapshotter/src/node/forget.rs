@@ -83,6 +83,7 @@ impl Inner {
         self.own_indexes().remove(image.manifest).map_err(ArtifactError::from)?;
         self.content.remove_statement(image.manifest);
         let layers = self.store.remove_image(image.manifest)?;
+        self.privacy.remove(image.manifest);
         self.store.remove_if_unused(layers, &image.artifacts().collect::<Vec<_>>())?;
         tracing::info!(manifest = %image.manifest, image = image.reference, "forgotten: not used for long");
         Ok(true)
@@ -128,6 +129,8 @@ mod tests {
             layers: Vec::new(),
             tree: None,
             last_use_seconds,
+            access: hermes_store::Access::Public,
+            proven: true,
         }
     }
 

@@ -23,7 +23,7 @@ use hermes_image::ids::{ChainId, DiffId, Digest, LayerId};
 use hermes_image::statement::Statement;
 use hermes_policy::class::ErrorClass;
 use hermes_registry::oci::Platform;
-use hermes_store::{RemoteLayer, SnapshotUsage};
+use hermes_store::{Access, RemoteLayer, SnapshotUsage};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
@@ -254,9 +254,19 @@ impl LazyImages {
             return Ok(Found::Pull(pull));
         }
         let _keeping = node.keeping.read().await;
-        let found = node.artifacts.statement(manifest, &node.trusted).await;
-        let Some((statement, signed)) = found.map_err(|error| lookup_refusal(&error))? else {
-            let reference = self.reference(manifest, &layer.labels);
+        let reference = self.reference(manifest, &layer.labels);
+        let mut found = node.artifacts.statement(manifest, &node.trusted, &[]).await;
+        if let (Err(StatementLookupError::Denied), Some(reference)) = (&found, &reference) {
+            // Peers have it and hold it back: the registry says whether this node may have it.
+            let (_, image) = node.resolve_manifest(reference, manifest).await?;
+            let proof: Vec<DiffId> = image.layers.iter().map(|layer| layer.diff_id).collect();
+            found = node.artifacts.statement(manifest, &node.trusted, &proof).await;
+        }
+        let found = match found {
+            Err(StatementLookupError::Denied) => None,
+            found => found.map_err(|error| lookup_refusal(&error))?,
+        };
+        let Some((statement, signed)) = found else {
             return node.offer_first_pull(manifest, reference, layer).await.map(Found::Pull);
         };
         let host = Platform::host();
@@ -264,7 +274,6 @@ impl LazyImages {
             let reason = format!("its index is for {}, and this is {host}", statement.platform);
             return Err(refusal(metrics::Decision::Platform, reason));
         }
-        let reference = self.reference(manifest, &layer.labels);
         let named = reference.clone().unwrap_or_else(|| manifest.to_string());
         let way = node.ways.choose(node.config.way, true);
         way.map_err(|error| refusal(metrics::Decision::NoWay, error.to_string()))?;
@@ -273,9 +282,12 @@ impl LazyImages {
             index.map_err(|error| refusal(metrics::Decision::Corrupt, error.to_string()))
         };
         let layers: Vec<_> = statement.layers.iter().map(LayerDescriptor::of_statement).collect();
-        let (index, ()) = futures::try_join!(index, node.check_source(reference.as_deref(), &layers))?;
+        let (index, told) = futures::try_join!(index, node.check_source(reference.as_deref(), &layers))?;
+        if told.is_some() {
+            node.prove(layers.iter().map(|layer| layer.diff_id).collect()).await;
+        }
         let local = |error: NodeError| refusal(metrics::Decision::Corrupt, error.to_string());
-        node.remember(&named, &index).map_err(local)?;
+        node.remember(&named, &index, told).map_err(local)?;
         self.keep(manifest, &signed, reference.as_deref());
         Ok(Found::Index(Arc::new(LazyImage::new(statement))))
     }
@@ -311,7 +323,7 @@ impl LazyImages {
         let labels = std::iter::once(&chain.top).chain(&chain.below).map(|snapshot| &snapshot.labels);
         let reference = labels.clone().find_map(|labels| self.reference(manifest, labels));
         let named = reference.clone().unwrap_or_else(|| manifest.to_string());
-        let found = node.artifacts.statement(manifest, &node.trusted).await;
+        let found = node.artifacts.statement(manifest, &node.trusted, &[]).await;
         let found = found.map_err(|source| NodeError::Statement { image: named.clone(), source: Box::new(source) })?;
         let (mut statement, _) = found.ok_or_else(|| NodeError::NoIndex { image: named.clone(), manifest })?;
         let place = chains_of(&statement).iter().position(|known| *known == chain.layer.chain);
@@ -329,7 +341,7 @@ impl LazyImages {
         }
         std::fs::create_dir_all(&dir).map_err(|source| NodeError::Io { what: "make", path: dir.clone(), source })?;
         if is_whole {
-            node.remember(&named, &index)?;
+            node.remember(&named, &index, None)?;
         }
         node.show(request(named, dir.clone()), origin.as_ref(), index).await?;
         Ok(dir)
@@ -384,6 +396,7 @@ fn lookup_refusal(error: &StatementLookupError) -> Refusal {
     use hermes_image::statement::StatementError;
     let label = match error {
         StatementLookupError::Folder(_) => metrics::Decision::Corrupt,
+        StatementLookupError::Denied => metrics::Decision::Denied,
         StatementLookupError::Refused(error) => match error {
             StatementError::Untrusted { .. } | StatementError::BadSignature { .. } => metrics::Decision::Unsigned,
             StatementError::OtherImage { .. } => metrics::Decision::OtherImage,
@@ -442,18 +455,19 @@ impl Inner {
     }
 
     /// Whether what is missing can be read with the credentials at hand: by reading a byte from the middle of nowhere,
-    /// because a registry that ignores ranges would answer a read from the start just as well.
+    /// because a registry that ignores ranges would answer a read from the start just as well. To whom the registry gives it,
+    /// if it was asked.
     pub(super) async fn check_source(
         &self,
         reference: Option<&str>,
         layers: &[LayerDescriptor],
-    ) -> Result<(), Refusal> {
+    ) -> Result<Option<Access>, Refusal> {
         let is_missing = |diff_id: DiffId| {
             let stored = self.store.open_layer(diff_id);
             stored.is_none_or(|layer| !layer.is_complete())
         };
         let missing = layers.iter().filter(|layer| is_missing(layer.diff_id));
-        let Some(largest) = missing.max_by_key(|layer| layer.len_bytes) else { return Ok(()) };
+        let Some(largest) = missing.max_by_key(|layer| layer.len_bytes) else { return Ok(None) };
         let unknown = "neither containerd nor the index says where it is from; let containerd send its annotations";
         let reference = reference.ok_or_else(|| refusal(metrics::Decision::Unreachable, unknown))?;
         let origin = self.origin_client.open_image(reference, false).await;
@@ -461,7 +475,7 @@ impl Inner {
         let end = largest.len_bytes.min(2);
         let deadline = Instant::now() + DECISION_TIMEOUT;
         match origin.read_part(largest, end.saturating_sub(1)..end, deadline.into()).next().await {
-            Some(Ok(_)) => Ok(()),
+            Some(Ok(_)) => Ok(origin.access()),
             Some(Err(error)) => {
                 let label = match error.class() {
                     ErrorClass::Denied | ErrorClass::NotFound => metrics::Decision::Denied,

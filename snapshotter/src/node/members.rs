@@ -13,13 +13,18 @@ use super::{Inner, NodeError, peer_address};
 use crate::config::NodeConfig;
 use crate::content::NodeContent;
 use crate::control::Answer;
+use crate::fetch::FetchDesk;
 use crate::status::MemberStatus;
 
 /// File of the member list, below the state folder.
 const MEMBERS_FILE: &str = "members";
 
 /// Starts the node's part of the swarm.
-pub(super) async fn join_swarm(config: &NodeConfig, content: Arc<NodeContent>) -> Result<hermes_p2p::Node, NodeError> {
+pub(super) async fn join_swarm(
+    config: &NodeConfig,
+    content: Arc<NodeContent>,
+    desk: Arc<FetchDesk>,
+) -> Result<hermes_p2p::Node, NodeError> {
     let listen = config.listen.as_deref().unwrap_or("127.0.0.1:0");
     let listen = match listen.parse::<SocketAddr>() {
         Ok(address) => multiaddr_of(address),
@@ -43,7 +48,7 @@ pub(super) async fn join_swarm(config: &NodeConfig, content: Arc<NodeContent>) -
     if let Some((host, port)) = config.members_name()? {
         settings.members.providers.push(Arc::new(MembersDns::new(host, port)));
     }
-    Ok(hermes_p2p::Node::start(settings, content).await?)
+    Ok(hermes_p2p::Node::start(settings, content, desk).await?)
 }
 
 impl Inner {

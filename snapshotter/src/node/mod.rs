@@ -14,6 +14,7 @@ mod drain;
 mod error;
 mod first_pull;
 mod forget;
+mod grants;
 pub mod keys;
 mod lazy;
 mod members;
@@ -22,6 +23,7 @@ mod observe;
 mod record;
 mod resolve;
 mod restore;
+mod seeing;
 mod serve;
 mod snapshots;
 mod ways;
@@ -55,6 +57,7 @@ use crate::index_folder::IndexFolder;
 use crate::keeper::notify::{Inherited, Notifier};
 use crate::mounts::Mounted;
 use crate::origin::{FindImageError, OriginClient};
+use crate::privacy::Privacy;
 use crate::state_version;
 use crate::status::{PullStatus, Way};
 
@@ -117,6 +120,7 @@ struct Inner {
     store: Arc<Store>,
     peers: hermes_p2p::Node,
     content: Arc<NodeContent>,
+    privacy: Arc<Privacy>,
     artifacts: Artifacts,
     fetch: FetchHandle,
     reader: Reader,
@@ -202,12 +206,15 @@ impl Node {
         serve::unpin_what_is_gone(&store)?;
         let (key, trusted) = signing_keys(&config)?;
         let own_indexes = IndexFolder::new(config.state.join(INDEXES_FOLDER));
-        let content = Arc::new(NodeContent::new(Arc::clone(&store), own_indexes.clone()));
-        let peers = members::join_swarm(&config, Arc::clone(&content)).await?;
+        let privacy = Arc::new(Privacy::new(Arc::clone(&store))?);
+        let content = Arc::new(NodeContent::new(Arc::clone(&store), own_indexes.clone(), Arc::clone(&privacy)));
+        let (desk, claims) = fetch::desk(Arc::clone(&privacy));
+        let peers = members::join_swarm(&config, Arc::clone(&content), desk).await?;
+        privacy.join(Arc::clone(peers.grants()));
         let artifacts = Artifacts::new(Arc::clone(&store), Some(peers.clone()));
         config.index_folders.iter().for_each(|folder| artifacts.add_folder(IndexFolder::new(folder)));
         artifacts.add_folder(own_indexes);
-        let fetch = start_fetching(&store, &peers);
+        let fetch = start_fetching(&store, &peers, claims);
         let reader = Reader::new(tokio::runtime::Handle::current(), config.read_deadline());
         let directory = Arc::new(LayerDirectory::default());
         let layers_dir = config.state.join(LAYERS_FOLDER);
@@ -242,6 +249,7 @@ impl Node {
             store,
             peers,
             content,
+            privacy,
             artifacts,
             fetch,
             reader,
@@ -386,6 +394,7 @@ impl Inner {
         for image in self.images.lock().await.iter() {
             self.announce(&image.layers);
         }
+        tokio::spawn(grants::run(Arc::downgrade(self)));
         tokio::spawn(forget::run(Arc::downgrade(self), Arc::clone(&self.forget_due)));
         let inner = Arc::clone(self);
         tokio::spawn(async move {
@@ -435,10 +444,11 @@ fn listen(config: &NodeConfig) -> Result<UnixListener, NodeError> {
     Ok(listener)
 }
 
-fn start_fetching(store: &Arc<Store>, peers: &hermes_p2p::Node) -> FetchHandle {
+fn start_fetching(store: &Arc<Store>, peers: &hermes_p2p::Node, claims: fetch::Claims) -> FetchHandle {
     fetch::spawn(FetchConfig {
         store: Arc::clone(store),
         peers: Some(peers.clone()),
+        claims: Some(claims),
         limits: Limits::default(),
         seed: u64::from(std::process::id()) ^ rand::random::<u64>(),
     })

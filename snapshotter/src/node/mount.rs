@@ -16,12 +16,13 @@ use hermes_image::merge::merge;
 use hermes_image::statement::{LayerStatement, PublicKey, Statement};
 use hermes_image::verify::Verified;
 use hermes_policy::geometry::GeometryError;
-use hermes_store::{ImageLayer, ImageRecord, Store, StoreError};
+use hermes_store::{Access, ImageLayer, ImageRecord, Store, StoreError};
 use tokio::sync::mpsc;
 
 use super::record::{MountRecord, tree_connection};
 use super::resolve::FoundImage;
 use super::{Inner, MountedImage, NodeError, Shown};
+use crate::artifacts::StatementLookupError;
 use crate::control::{Answer, MountRequest};
 use crate::fetch::{LayerOrigin, LayerUser, MountNo, OpenLayer, SpanIndexSource};
 use crate::fs::locate::ShownTree;
@@ -70,12 +71,15 @@ impl Inner {
         self.connect(&request.peers).await?;
         say(&progress, "resolving", 0, 0);
         let image = self.resolve(&request).await?;
+        if image.told().is_some() {
+            self.prove(image.diff_ids()).await;
+        }
         let _keeping = self.keeping.read().await;
         let index = self.index(&request, &trusted, &image, &progress).await?;
         // One at a time from here on: two requests must not take the same folder, nor open the same layer twice.
         let _mounting = self.mounting.lock().await;
         self.check_mount_point(&request.dir).await?;
-        self.remember(&request.image, &index)?;
+        self.remember(&request.image, &index, image.told())?;
         let dir = request.dir.clone();
         let (way, is_complete) = self.show(request, image.origin.as_ref(), index).await?;
         let mut detail = if is_complete { ", complete" } else { "" }.to_owned();
@@ -145,8 +149,10 @@ impl Inner {
         progress: &mpsc::Sender<Answer>,
     ) -> Result<OpenIndex, NodeError> {
         let own = self.own_indexes();
-        let found = self.artifacts.statement(image.manifest, trusted).await;
+        let found = self.artifacts.statement(image.manifest, trusted, &image.diff_ids()).await;
         let found = match found {
+            // Whoever is asked wants to see a grant: then this node has to have a way of its own to the index.
+            Err(StatementLookupError::Denied) => None,
             // Whoever answers first may have anything; that must not keep an image from being mounted.
             Err(error) if request.build_missing_index => {
                 tracing::warn!(image = %request.image, %error, "an index is not accepted; building one");
@@ -227,7 +233,7 @@ impl Inner {
     ) -> Result<(ChunkTable, Option<Toc>), NodeError> {
         let damaged = |what, reason: String| NodeError::Damaged { image: image.to_owned(), what, reason };
         let table = async {
-            let bytes = self.artifact(image, "chunk table", layer.chunks).await?;
+            let bytes = self.artifact(image, "chunk table", layer, layer.chunks).await?;
             let table = ChunkTable::decode(bytes).map_err(|error| damaged("chunk table", error.to_string()))?;
             layer.check_chunks(&table).map_err(|error| damaged("chunk table", error.to_string()))?;
             Ok::<_, NodeError>(table)
@@ -237,14 +243,14 @@ impl Inner {
             return Ok((table.await?, None));
         }
         let toc = async {
-            let bytes = self.artifact(image, "table of contents", layer.toc).await?;
+            let bytes = self.artifact(image, "table of contents", layer, layer.toc).await?;
             let toc = Toc::decode(bytes).map_err(|error| damaged("table of contents", error.to_string()))?;
             layer.check_toc(&toc).map_err(|error| damaged("table of contents", error.to_string()))?;
             Ok(toc)
         };
         // Peers that start from this node need the restart points' directory too. It may be missing while others have
         // the chunks.
-        let seek = async { Ok(self.artifacts.get(layer.seek).await?) };
+        let seek = async { Ok(self.artifacts.get(layer.seek, layer.diff_id).await?) };
         let (table, toc, seek) = futures::try_join!(table, toc, seek)?;
         if let Some(seek) = seek {
             let seek = SeekTable::decode(seek.into_inner());
@@ -254,8 +260,14 @@ impl Inner {
         Ok((table, Some(toc)))
     }
 
-    async fn artifact(&self, image: &str, what: &'static str, id: ArtifactId) -> Result<Bytes, NodeError> {
-        let found = self.artifacts.get(id).await?;
+    async fn artifact(
+        &self,
+        image: &str,
+        what: &'static str,
+        layer: &LayerStatement,
+        id: ArtifactId,
+    ) -> Result<Bytes, NodeError> {
+        let found = self.artifacts.get(id, layer.diff_id).await?;
         let missing = || NodeError::MissingArtifact { image: image.to_owned(), what, id };
         Ok(found.ok_or_else(missing)?.into_inner())
     }
@@ -455,19 +467,24 @@ impl Inner {
     }
 
     /// Writes down what is mounted, so that it can be found again without the registry.
-    pub(super) fn remember(&self, reference: &str, index: &OpenIndex) -> Result<(), NodeError> {
+    pub(super) fn remember(&self, reference: &str, index: &OpenIndex, told: Option<Access>) -> Result<(), NodeError> {
         let layers = index.statement.layers.iter().map(ImageLayer::from);
         // Later than every other image that had this reference, also when the clock was set back: the last is what it means.
         let others = self.store.images()?.into_iter().filter(|record| record.reference == reference);
         let last = others.map(|record| record.last_use_seconds + 1).max().unwrap_or(0);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        self.store.put_image(&ImageRecord {
-            manifest: index.statement.manifest,
+        let manifest = index.statement.manifest;
+        let diff_ids: Vec<DiffId> = index.statement.layers.iter().map(|layer| layer.diff_id).collect();
+        let proven = told.is_some() || self.store.image(manifest)?.is_some_and(|known| known.proven);
+        self.put_image(&ImageRecord {
+            manifest,
             reference: reference.to_owned(),
             platform: index.statement.platform.clone(),
             layers: layers.collect(),
             tree: Some(index.tree_id),
             last_use_seconds: last.max(now),
+            access: self.access_of(manifest, &diff_ids, told),
+            proven,
         })?;
         Ok(())
     }

@@ -136,6 +136,7 @@ impl Inner {
         values.set("hermes_asks_running", "registry", fetch.asks_origin as u64);
         values.set("hermes_peers_connected", "", fetch.peers_up as u64);
         values.set("hermes_peers_banned", "", fetch.peers_banned as u64);
+        values.set("hermes_claims_waiting", "", fetch.claims as u64);
         let members = self.peers.members().borrow().clone();
         values.set(
             "hermes_members",

@@ -7,9 +7,10 @@
 
 use std::sync::Arc;
 
-use hermes_image::ids::Digest;
+use hermes_image::ids::{DiffId, Digest};
 use hermes_image::statement::Statement;
 use hermes_registry::oci::Platform;
+use hermes_store::Access;
 
 use super::{Inner, NodeError};
 use crate::control::MountRequest;
@@ -31,6 +32,16 @@ impl FoundImage {
     /// The image, when its registry answers.
     pub(super) fn resolved(&self) -> Option<(&Arc<Origin>, &ResolvedImage)> {
         Some((self.origin.as_ref()?, self.now.as_ref().ok()?))
+    }
+
+    /// The layers that its registry says it has now; none when that does not answer.
+    pub(super) fn diff_ids(&self) -> Vec<DiffId> {
+        self.now.as_ref().map_or_else(|_| Vec::new(), |image| image.layers.iter().map(|layer| layer.diff_id).collect())
+    }
+
+    /// To whom its registry gives it, if that answers.
+    pub(super) fn told(&self) -> Option<Access> {
+        self.resolved()?.0.access()
     }
 
     /// What the registry's failure was; empty when it answers.

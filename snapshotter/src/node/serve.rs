@@ -108,6 +108,8 @@ impl Inner {
             Request::Complete { dir } => self.complete(&dir, progress).await.map(|()| Answer::Done),
             Request::Status => Ok(Answer::Status(Box::new(self.status().await))),
             Request::Waiting => Ok(Answer::Waiting { reads: self.waiting().await }),
+            Request::Trace { image, dir } => self.trace(&image, &dir).await.map(|trace| Answer::Trace(Box::new(trace))),
+            Request::Peers => Ok(Answer::Peers { peers: self.peer_details().await }),
             Request::LogLevel { filter } => match crate::telemetry::reload(&filter) {
                 Ok(()) => {
                     tracing::warn!(%filter, "the log's filter was changed");

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hermes_image::ids::Digest;
 use hermes_registry::oci::{MAX_MANIFEST_BYTES, media_type};
+use hermes_store::Access;
 use http::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE};
 use http::{Method, StatusCode};
 use reqwest::{Response, Url};
@@ -23,7 +24,7 @@ use super::error::{ErrorClass, Failure, OriginError, Subject};
 use super::hosts::Capabilities;
 use super::redirects::Redirects;
 use super::tls::{TlsSettings, Transports};
-use super::token::{Authority, Tries, host_and_port};
+use super::token::{Authority, Permit, Tries, host_and_port};
 use super::transport::{Transport, length_of_416};
 
 /// Redirects in a row that are followed; registries make one, some two.
@@ -90,9 +91,18 @@ pub(super) struct Endpoint {
     pub(super) redirects: Redirects,
     pub(super) subject: Subject,
     pub(super) rest: Arc<Rest>,
+    /// To whom it gives the image, as far as it has given anything.
+    pub(super) access: parking_lot::Mutex<Option<Access>>,
 }
 
 impl Endpoint {
+    /// The host has given something. Headers of its own, or a client certificate, may be what it wanted to see.
+    fn has_given(&self, permit: &Permit) {
+        let is_private = permit.has_login() || !self.headers.is_empty() || !self.tls.client.is_empty();
+        let mut access = self.access.lock();
+        *access = if is_private { Some(Access::Private) } else { access.or(Some(Access::Public)) };
+    }
+
     fn transport(&self) -> Result<Transport, OriginError> {
         self.transports.get(&self.tls).map_err(|error| self.subject.error(Failure::Tls(error)))
     }
@@ -261,6 +271,9 @@ impl Endpoint {
             }
             let request = transport.request(Method::GET, url.clone(), headers);
             let response = transport.send(request, deadline).await.map_err(|failure| subject.error(failure))?;
+            if response.status().is_success() || is_redirect(response.status()) {
+                self.has_given(&permit);
+            }
             let refused = matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
             if !refused
                 || !self.authority.renew(&permit, Some(response.headers()), &mut tries, subject, deadline).await?

@@ -39,6 +39,7 @@ use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use hermes_image::ids::Digest;
 use hermes_registry::oci::Platform;
+use hermes_store::Access;
 use thiserror::Error;
 use tokio::time::Instant;
 
@@ -311,6 +312,15 @@ impl Origin {
     /// The host (with port) or folder that is asked.
     pub fn host(&self) -> &str {
         &self.subject().source
+    }
+
+    /// To whom the source has given the image so far: private when it gave any of it for a login, public when it gave all to
+    /// anybody; `None` when it has not been asked for anything, and for a layout on this machine, which proves nothing.
+    pub fn access(&self) -> Option<Access> {
+        match self {
+            Origin::Registry(origin) => origin.access(),
+            Origin::Layout(_) => None,
+        }
     }
 
     fn subject(&self) -> &Subject {

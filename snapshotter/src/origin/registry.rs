@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hermes_image::ids::Digest;
+use hermes_store::Access;
 use oci_client::Reference;
 use reqwest::Url;
 use sha2::Digest as _;
@@ -77,6 +78,12 @@ impl RegistryOrigin {
 
     pub(super) fn subject(&self) -> &Subject {
         &self.inner.subject
+    }
+
+    /// To whom its hosts have given it so far; `None` when none was asked for anything.
+    pub(super) fn access(&self) -> Option<Access> {
+        let told = self.inner.endpoints.iter().filter_map(|endpoint| *endpoint.access.lock());
+        told.reduce(|one, other| if one == Access::Private { one } else { other })
     }
 
     /// The document that the reference names: an index or a manifest.
@@ -242,6 +249,7 @@ fn endpoint(
         redirects: super::redirects::Redirects::default(),
         subject: if is_own { subject.clone() } else { subject.at(&asked) },
         rest: Arc::default(),
+        access: parking_lot::Mutex::default(),
     })
 }
 

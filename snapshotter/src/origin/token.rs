@@ -81,6 +81,11 @@ pub(super) struct Permit {
 }
 
 impl Permit {
+    /// Whether it shows somebody's login, or a token that was got with one.
+    pub(super) fn has_login(&self) -> bool {
+        self.grant.as_ref().is_some_and(|grant| !matches!(grant.credential, Credential::Anonymous))
+    }
+
     /// What the request has to send.
     pub(super) fn header(&self) -> Option<HeaderValue> {
         self.grant.as_ref().map(|grant| grant.header.clone())

@@ -10,6 +10,7 @@ mod memory_cgroup;
 mod read;
 mod report;
 mod stage;
+mod swarm;
 mod workload;
 
 use clap::Subcommand;
@@ -25,6 +26,8 @@ pub(crate) enum BenchCommand {
     Fs(files::FilesArgs),
     /// What a container's control group is charged for reading a lazily shown file, against overlayfs on ext4.
     Cgroup(cgroup::CgroupArgs),
+    /// What moving chunks between nodes and being in a swarm costs, against raw TCP.
+    Swarm(swarm::SwarmArgs),
 }
 
 /// Runs a benchmark.
@@ -34,5 +37,6 @@ pub(crate) async fn run(command: BenchCommand) -> anyhow::Result<()> {
         BenchCommand::Read(args) => read::run(args).await,
         BenchCommand::Fs(args) => files::run(args).await,
         BenchCommand::Cgroup(args) => cgroup::run(args).await,
+        BenchCommand::Swarm(args) => swarm::run(args).await,
     }
 }

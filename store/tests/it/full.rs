@@ -136,6 +136,8 @@ fn image(no: u32) -> ImageRecord {
         layers: Vec::new(),
         tree: None,
         last_use_seconds: 0,
+        access: hermes_store::Access::Public,
+        proven: true,
     }
 }
 

@@ -18,7 +18,10 @@ use hermes_image::index::wire;
 use hermes_image::merge::merge;
 use hermes_image::runs::Runs;
 use hermes_image::statement::{LayerStatement, SigningKey, Statement};
-use hermes_p2p::exchange::codec::{Accept, Answer, Class, Encoding, LENGTH_LEN_BYTES, Reason, Request};
+use hermes_p2p::exchange::codec::{
+    Accept, Answer, Class, Duty, Encoding, LENGTH_LEN_BYTES, PeerName, Reason, Request, Want,
+};
+use hermes_p2p::{Multiaddr, PeerId};
 use hermes_tests::compress::{Compression, compress};
 use hermes_tests::odd;
 use hermes_tests::tarball::{Entry, Tarball};
@@ -188,22 +191,42 @@ fn statements(corpus: &mut Corpus) -> Result<()> {
 fn messages(corpus: &mut Corpus) -> Result<()> {
     let (layer, table) = (DiffId([1; 32]), ArtifactId([2; 32]));
     let chunks: Runs = [0..3, 10..11, 700..900].into_iter().collect();
-    let get = |class, accept| Request::Get { layer, table, class, accept, chunks: chunks.clone() };
+    let get = |class, accept, want, extent| Request::Get {
+        layer,
+        table,
+        class,
+        accept,
+        want,
+        extent,
+        chunks: chunks.clone(),
+    };
+    let owner = |duty, again| Want::Owner { duty, again, can_read: !again };
     let requests = [
         Request::Hello { version: 1 },
         Request::Have { layer, table },
-        get(Class::Demand, Accept::Plain),
-        get(Class::Prefetch, Accept::Zstd),
+        get(Class::Demand, Accept::Plain, Want::Here, 0..0),
+        get(Class::Prefetch, Accept::Zstd, owner(Duty::Zone, false), 0..1000),
         Request::Artifact { id: table, offset: 3, len: 70_000 },
         Request::Statement { manifest: Digest([3; 32]) },
         Request::Watch { layer, table },
+        get(Class::Demand, Accept::Zstd, Want::Here, 64..128),
+        get(Class::Demand, Accept::Zstd, owner(Duty::Cluster, true), 0..900),
+        Request::Grant { grant: Bytes::from_static(b"may read layer 1") },
     ];
+    // The same at every run: the hash of a key that nobody has.
+    let peer = |seed: u8| PeerId::from_bytes(&[&[0x12, 32], [seed; 32].as_slice()].concat());
+    let address = |text: &str| text.parse::<Multiaddr>();
+    let far = PeerName {
+        peer: peer(5)?,
+        addresses: vec![address("/ip4/10.0.0.7/tcp/4100")?, address("/ip6/fd00::7/tcp/4100")?],
+    };
+    let unknown = PeerName { peer: peer(6)?, addresses: Vec::new() };
     let answers = [
         Answer::Hello { version: 1 },
         Answer::HaveMap { cut_short: true, chunks: chunks.clone() },
         Answer::HaveMore { chunks: chunks.clone() },
         Answer::Data { chunk: ChunkNo(9), encoding: Encoding::Zstd, body: Bytes::from_static(b"a chunk") },
-        Answer::Lacks { chunks },
+        Answer::Lacks { chunks: chunks.clone() },
         Answer::Blob { total_len_bytes: 1 << 33 },
         Answer::Piece { body: Bytes::from_static(b"a piece") },
         Answer::End,
@@ -211,6 +234,10 @@ fn messages(corpus: &mut Corpus) -> Result<()> {
         Answer::Busy { retry_after_ms: 250 },
         Answer::Denied,
         Answer::Error { reason: Reason::Flood },
+        Answer::Pending { eta_ms: 20, registry_rests_ms: 3000 },
+        Answer::Refer { chunks: chunks.clone(), peers: vec![unknown, far] },
+        Answer::Delegate { chunks },
+        Answer::NotMine { epoch: 7 },
     ];
     let mut add = |name: String, encode: &dyn Fn(&mut Vec<u8>)| {
         let mut frame = Vec::new();

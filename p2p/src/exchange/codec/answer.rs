@@ -7,7 +7,7 @@ use hermes_image::runs::Runs;
 
 use super::{
     ANSWER_LEN_MAX_BYTES, CodecError, DATA_HEAD_LEN_BYTES, Encoding, GET_CHUNKS_MAX, LENGTH_LEN_BYTES, MAP_RUNS_MAX,
-    PIECE_LEN_MAX_BYTES, Parts, Reason, frame,
+    PIECE_LEN_MAX_BYTES, Parts, PeerName, REFER_PEERS_MAX, Reason, frame,
 };
 
 const ANSWER_HELLO: u8 = 0x81;
@@ -21,7 +21,11 @@ const ANSWER_END: u8 = 0x88;
 const ANSWER_NOT_FOUND: u8 = 0x89;
 const ANSWER_BUSY: u8 = 0x8a;
 const ANSWER_DENIED: u8 = 0x8b;
+const ANSWER_PENDING: u8 = 0x8c;
+const ANSWER_REFER: u8 = 0x8d;
+const ANSWER_DELEGATE: u8 = 0x8e;
 const ANSWER_ERROR: u8 = 0x8f;
+const ANSWER_NOT_MINE: u8 = 0x90;
 
 /// What the side that accepted the stream says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +82,30 @@ pub enum Answer {
     },
     /// Not for this peer.
     Denied,
+    /// Nothing yet, but it is being seen to.
+    Pending {
+        /// When the next chunk may come, in milliseconds from now; 0 when that is not known.
+        eta_ms: u32,
+        /// How long the registry lets this node wait, in milliseconds from now; 0 when it does not.
+        registry_rests_ms: u32,
+    },
+    /// These peers have the chunks, or get them.
+    Refer {
+        /// The chunks; some of those that were asked for.
+        chunks: Runs,
+        /// Whom to ask for them; at least one, at most [`REFER_PEERS_MAX`].
+        peers: Vec<PeerName>,
+    },
+    /// The asker is to read these chunks from the source, and others are sent to it.
+    Delegate {
+        /// The chunks; some of those that were asked for, and perhaps others of their extent.
+        chunks: Runs,
+    },
+    /// By this node's member list it does not own the extent.
+    NotMine {
+        /// The epoch of that list.
+        epoch: u64,
+    },
     /// The stream ends because of this.
     Error {
         /// Why.
@@ -112,6 +140,10 @@ impl Answer {
             Self::NotFound => "NOT_FOUND",
             Self::Busy { .. } => "BUSY",
             Self::Denied => "DENIED",
+            Self::Pending { .. } => "PENDING",
+            Self::Refer { .. } => "REFER",
+            Self::Delegate { .. } => "DELEGATE",
+            Self::NotMine { .. } => "NOT_MINE",
             Self::Error { .. } => "ERROR",
         }
     }
@@ -137,6 +169,18 @@ impl Answer {
                 frame(out, ANSWER_BUSY, |out| out.extend_from_slice(&retry_after_ms.to_le_bytes()));
             }
             Self::Denied => frame(out, ANSWER_DENIED, |_| {}),
+            Self::Pending { eta_ms, registry_rests_ms } => frame(out, ANSWER_PENDING, |out| {
+                out.extend_from_slice(&eta_ms.to_le_bytes());
+                out.extend_from_slice(&registry_rests_ms.to_le_bytes());
+            }),
+            Self::Refer { chunks, peers } => frame(out, ANSWER_REFER, |out| {
+                chunks.encode(out);
+                // At most `REFER_PEERS_MAX`.
+                out.push(peers.len() as u8);
+                peers.iter().for_each(|peer| peer.encode(out));
+            }),
+            Self::Delegate { chunks } => frame(out, ANSWER_DELEGATE, |out| chunks.encode(out)),
+            Self::NotMine { epoch } => frame(out, ANSWER_NOT_MINE, |out| out.extend_from_slice(&epoch.to_le_bytes())),
             Self::Error { reason } => frame(out, ANSWER_ERROR, |out| out.push(reason.code())),
         }
     }
@@ -172,10 +216,7 @@ impl Answer {
             ANSWER_DATA => Self::decode_data(frame, parts("DATA"), chunk_count),
             ANSWER_LACKS => {
                 let mut parts = parts("LACKS");
-                let chunks = parts.runs(chunk_count, GET_CHUNKS_MAX as usize)?;
-                if chunks.is_empty() {
-                    return parts.malformed("number of chunks");
-                }
+                let chunks = Self::decode_some(&mut parts, chunk_count)?;
                 parts.end(Self::Lacks { chunks })
             }
             ANSWER_BLOB => {
@@ -198,6 +239,32 @@ impl Answer {
                 parts.end(Self::Busy { retry_after_ms })
             }
             ANSWER_DENIED => parts("DENIED").end(Self::Denied),
+            ANSWER_PENDING => {
+                let mut parts = parts("PENDING");
+                let eta_ms = u32::from_le_bytes(parts.take("wait")?);
+                let registry_rests_ms = u32::from_le_bytes(parts.take("rest")?);
+                parts.end(Self::Pending { eta_ms, registry_rests_ms })
+            }
+            ANSWER_REFER => {
+                let mut parts = parts("REFER");
+                let chunks = Self::decode_some(&mut parts, chunk_count)?;
+                let count = usize::from(parts.byte("number of peers")?);
+                if !(1..=REFER_PEERS_MAX).contains(&count) {
+                    return parts.malformed("number of peers");
+                }
+                let peers = (0..count).map(|_| PeerName::decode(&mut parts)).collect::<Result<_, _>>()?;
+                parts.end(Self::Refer { chunks, peers })
+            }
+            ANSWER_DELEGATE => {
+                let mut parts = parts("DELEGATE");
+                let chunks = Self::decode_some(&mut parts, chunk_count)?;
+                parts.end(Self::Delegate { chunks })
+            }
+            ANSWER_NOT_MINE => {
+                let mut parts = parts("NOT_MINE");
+                let epoch = u64::from_le_bytes(parts.take("epoch")?);
+                parts.end(Self::NotMine { epoch })
+            }
             ANSWER_ERROR => {
                 let mut parts = parts("ERROR");
                 let Some(reason) = Reason::from_code(parts.byte("reason")?) else { return parts.malformed("reason") };
@@ -205,6 +272,12 @@ impl Answer {
             }
             other => Err(CodecError::UnknownType(other)),
         }
+    }
+
+    /// A set that has chunks, in no more runs than a request can name.
+    fn decode_some(parts: &mut Parts<'_>, chunk_count: u32) -> Result<Runs, CodecError> {
+        let chunks = parts.runs(chunk_count, GET_CHUNKS_MAX as usize)?;
+        if chunks.is_empty() { parts.malformed("number of chunks") } else { Ok(chunks) }
     }
 
     fn decode_data(frame: &Bytes, mut parts: Parts<'_>, chunk_count: u32) -> Result<Self, CodecError> {

@@ -1,10 +1,16 @@
 //! What is asked.
 
+use std::ops::Range;
+
+use bytes::Bytes;
 use hermes_image::ids::{ArtifactId, DiffId, Digest};
 use hermes_image::index::chunks::CHUNK_COUNT_MAX;
 use hermes_image::runs::Runs;
 
-use super::{Accept, Class, CodecError, GET_CHUNKS_MAX, MAGIC, Parts, REQUEST_LEN_MAX_BYTES, frame};
+use super::{
+    Accept, Class, CodecError, GET_CHUNKS_MAX, GRANT_LEN_MAX_BYTES, MAGIC, Parts, REQUEST_LEN_MAX_BYTES, Want,
+    extent_fits, frame, want_code, want_of,
+};
 
 const REQUEST_HELLO: u8 = 0x01;
 const REQUEST_HAVE: u8 = 0x02;
@@ -12,6 +18,7 @@ const REQUEST_GET: u8 = 0x03;
 const REQUEST_ARTIFACT: u8 = 0x04;
 const REQUEST_STATEMENT: u8 = 0x05;
 const REQUEST_WATCH: u8 = 0x06;
+const REQUEST_GRANT: u8 = 0x07;
 
 /// What the side that opened the stream says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +35,7 @@ pub enum Request {
         /// The chunk table that the answer is to be counted by.
         table: ArtifactId,
     },
-    /// Send these chunks, in order.
+    /// Send these chunks, or say what becomes of them.
     Get {
         /// The layer.
         layer: DiffId,
@@ -38,6 +45,10 @@ pub enum Request {
         class: Class,
         /// Which encodings are welcome.
         accept: Accept,
+        /// What is expected of the other side.
+        want: Want,
+        /// The extent that the chunks belong to; 0..0 when none is meant, which only [`Want::Here`] allows.
+        extent: Range<u32>,
         /// Which chunks; at least one, at most [`GET_CHUNKS_MAX`].
         chunks: Runs,
     },
@@ -62,6 +73,11 @@ pub enum Request {
         /// The chunk table that the answer is to be counted by.
         table: ArtifactId,
     },
+    /// Here is a grant: what is of a private image may be given to this asker.
+    Grant {
+        /// Its bytes, 1 to [`GRANT_LEN_MAX_BYTES`] of them; what they mean is not the exchange's business.
+        grant: Bytes,
+    },
 }
 
 impl Request {
@@ -74,6 +90,15 @@ impl Request {
             Self::Artifact { .. } => "ARTIFACT",
             Self::Statement { .. } => "STATEMENT",
             Self::Watch { .. } => "WATCH",
+            Self::Grant { .. } => "GRANT",
+        }
+    }
+
+    /// The layer that is asked about.
+    pub const fn layer(&self) -> Option<DiffId> {
+        match self {
+            Self::Have { layer, .. } | Self::Get { layer, .. } | Self::Watch { layer, .. } => Some(*layer),
+            Self::Hello { .. } | Self::Artifact { .. } | Self::Statement { .. } | Self::Grant { .. } => None,
         }
     }
 
@@ -88,7 +113,7 @@ impl Request {
                 out.extend_from_slice(&layer.0);
                 out.extend_from_slice(&table.0);
             }),
-            Self::Get { layer, table, class, accept, chunks } => frame(out, REQUEST_GET, |out| {
+            Self::Get { layer, table, class, accept, want, extent, chunks } => frame(out, REQUEST_GET, |out| {
                 out.extend_from_slice(&layer.0);
                 out.extend_from_slice(&table.0);
                 out.push(match class {
@@ -99,6 +124,9 @@ impl Request {
                     Accept::Plain => 0,
                     Accept::Zstd => 1,
                 });
+                out.push(want_code(*want));
+                out.extend_from_slice(&extent.start.to_le_bytes());
+                out.extend_from_slice(&extent.end.to_le_bytes());
                 chunks.encode(out);
             }),
             Self::Artifact { id, offset, len } => frame(out, REQUEST_ARTIFACT, |out| {
@@ -113,6 +141,7 @@ impl Request {
                 out.extend_from_slice(&layer.0);
                 out.extend_from_slice(&table.0);
             }),
+            Self::Grant { grant } => frame(out, REQUEST_GRANT, |out| out.extend_from_slice(grant)),
         }
     }
 
@@ -138,25 +167,7 @@ impl Request {
                 let (layer, table) = (DiffId(parts.take("layer")?), ArtifactId(parts.take("table")?));
                 parts.end(Self::Have { layer, table })
             }
-            REQUEST_GET => {
-                let mut parts = Parts { message: "GET", bytes };
-                let (layer, table) = (DiffId(parts.take("layer")?), ArtifactId(parts.take("table")?));
-                let class = match parts.byte("class")? {
-                    0 => Class::Demand,
-                    1 => Class::Prefetch,
-                    _ => return parts.malformed("class"),
-                };
-                let accept = match parts.byte("encodings")? {
-                    0 => Accept::Plain,
-                    1 => Accept::Zstd,
-                    _ => return parts.malformed("encodings"),
-                };
-                let chunks = parts.runs(CHUNK_COUNT_MAX, GET_CHUNKS_MAX as usize)?;
-                if !(1..=u64::from(GET_CHUNKS_MAX)).contains(&chunks.chunk_count()) {
-                    return parts.malformed("number of chunks");
-                }
-                parts.end(Self::Get { layer, table, class, accept, chunks })
-            }
+            REQUEST_GET => Self::decode_get(Parts { message: "GET", bytes }),
             REQUEST_ARTIFACT => {
                 let mut parts = Parts { message: "ARTIFACT", bytes };
                 let id = ArtifactId(parts.take("id")?);
@@ -174,7 +185,37 @@ impl Request {
                 let (layer, table) = (DiffId(parts.take("layer")?), ArtifactId(parts.take("table")?));
                 parts.end(Self::Watch { layer, table })
             }
+            REQUEST_GRANT => {
+                if !(1..=GRANT_LEN_MAX_BYTES).contains(&bytes.len()) {
+                    return Parts { message: "GRANT", bytes }.malformed("length");
+                }
+                Ok(Self::Grant { grant: Bytes::copy_from_slice(bytes) })
+            }
             other => Err(CodecError::UnknownType(other)),
         }
+    }
+
+    fn decode_get(mut parts: Parts<'_>) -> Result<Self, CodecError> {
+        let (layer, table) = (DiffId(parts.take("layer")?), ArtifactId(parts.take("table")?));
+        let class = match parts.byte("class")? {
+            0 => Class::Demand,
+            1 => Class::Prefetch,
+            _ => return parts.malformed("class"),
+        };
+        let accept = match parts.byte("encodings")? {
+            0 => Accept::Plain,
+            1 => Accept::Zstd,
+            _ => return parts.malformed("encodings"),
+        };
+        let Some(want) = want_of(parts.byte("want")?) else { return parts.malformed("want") };
+        let extent = u32::from_le_bytes(parts.take("extent")?)..u32::from_le_bytes(parts.take("extent")?);
+        let chunks = parts.runs(CHUNK_COUNT_MAX, GET_CHUNKS_MAX as usize)?;
+        if !(1..=u64::from(GET_CHUNKS_MAX)).contains(&chunks.chunk_count()) {
+            return parts.malformed("number of chunks");
+        }
+        if !extent_fits(want, &extent, &chunks) {
+            return parts.malformed("extent");
+        }
+        parts.end(Self::Get { layer, table, class, accept, want, extent, chunks })
     }
 }

@@ -1,6 +1,8 @@
 //! A node without a driver: facts go in by hand, requests are looked at.
 
+mod cluster;
 mod random;
+mod reasons;
 mod rules;
 mod shapes;
 mod world;
@@ -51,7 +53,13 @@ pub(super) fn geometry(spans: u32) -> LayerGeometry {
 }
 
 pub(super) fn no_guessing() -> Limits {
-    Limits { readahead_first_bytes: 0, explore_demand_one_in: 0, explore_prefetch_one_in: 0, ..Limits::default() }
+    Limits {
+        readahead_first_bytes: 0,
+        explore_demand_one_in: 0,
+        explore_prefetch_one_in: 0,
+        hedge_percent: 0,
+        ..Limits::default()
+    }
 }
 
 /// A node whose driver is the test.

@@ -227,6 +227,9 @@ impl World {
                 }
             }
             Action::FindSpans { .. } => unreachable!("the spans of this world are known"),
+            Action::Rule { .. } | Action::Suspect { .. } => {
+                unreachable!("this world has no members")
+            }
             Action::Ban { peer, .. } => {
                 let at = self.later(5);
                 self.schedule(at, Event::PeerDown { peer });

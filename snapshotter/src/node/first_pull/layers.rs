@@ -8,7 +8,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hermes_image::build::{BuildError, ChunkSink, Options};
 use hermes_image::ids::ArtifactId;
 use hermes_image::statement::{LayerStatement, Statement};
-use hermes_store::{ImageLayer, ImageRecord, LayerUse, SealedLayer, StagedArtifact, Store, StoreError};
+use hermes_store::{Access, ImageLayer, ImageRecord, LayerUse, SealedLayer, StagedArtifact, Store, StoreError};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
@@ -77,13 +77,13 @@ pub(super) async fn take(node: &Arc<Inner>, taking: &Taking) -> Outcome {
     }
     let platform = taking.image.platform.to_string();
     let statement = Statement::new(taking.image.manifest_digest, platform, layers);
-    let (node, reference) = (Arc::clone(node), taking.pull.reference.clone());
+    let (node, reference, told) = (Arc::clone(node), taking.pull.reference.clone(), taking.origin.access());
     let slots: Vec<Arc<LayerSlot>> = slots.into_values().collect();
     // A task of its own, so that the commit is not left half done.
     let tasks = node.first_pulls.tasks.clone();
     let committed = tasks.spawn(async move {
         let known = node.store.image(statement.manifest)?;
-        let committed = commit(&node, &reference, &statement, &slots).await;
+        let committed = commit(&node, &reference, &statement, &slots, told).await;
         if committed.is_err() {
             take_back(&node, &statement, known, slots).await;
         }
@@ -251,16 +251,21 @@ async fn commit(
     reference: &str,
     statement: &Statement,
     slots: &[Arc<LayerSlot>],
+    told: Option<Access>,
 ) -> Result<(), NodeError> {
     let _keeping = node.keeping.read().await;
-    let (store, record, layers) = (Arc::clone(&node.store), record(reference, statement), slots.to_vec());
+    let diff_ids: Vec<_> = statement.layers.iter().map(|layer| layer.diff_id).collect();
+    let access = node.access_of(statement.manifest, &diff_ids, told);
+    let (inner, record, layers) =
+        (Arc::clone(node), record(reference, statement, access, told.is_some()), slots.to_vec());
     let stored = tokio::task::spawn_blocking(move || {
-        store.put_image(&record)?;
-        layers.iter().try_for_each(|slot| slot.get().map_or(Err(NodeError::Interrupted), |ready| ready.commit(&store)))
+        inner.put_image(&record)?;
+        let commit = |ready: &Ready| ready.commit(&inner.store);
+        layers.iter().try_for_each(|slot| slot.get().map_or(Err(NodeError::Interrupted), commit))
     });
     stored.await.map_err(|_| NodeError::Interrupted)??;
     let index = node.open_index(reference, statement.clone()).await?;
-    node.remember(reference, &index)?;
+    node.remember(reference, &index, told)?;
     let (manifest, signed) = (statement.manifest, node.key.sign(statement));
     let own = node.own_indexes();
     own.put_reference(manifest, reference).map_err(crate::artifacts::ArtifactError::from)?;
@@ -270,7 +275,7 @@ async fn commit(
     Ok(())
 }
 
-fn record(reference: &str, statement: &Statement) -> ImageRecord {
+fn record(reference: &str, statement: &Statement, access: Access, proven: bool) -> ImageRecord {
     let layers = statement.layers.iter().map(ImageLayer::from);
     ImageRecord {
         manifest: statement.manifest,
@@ -280,19 +285,23 @@ fn record(reference: &str, statement: &Statement) -> ImageRecord {
         tree: None,
         // Nobody has asked for it successfully; what a reference means is found by the latest.
         last_use_seconds: 0,
+        access,
+        proven,
     }
 }
 
 /// Takes back what a commit that failed has done, but for layers that another image or another pull has, too. What the
 /// store knew of the image before stays: it may be mounted.
-async fn take_back(node: &Inner, statement: &Statement, known: Option<ImageRecord>, slots: Vec<Arc<LayerSlot>>) {
-    let (store, manifest) = (Arc::clone(&node.store), statement.manifest);
+async fn take_back(node: &Arc<Inner>, statement: &Statement, known: Option<ImageRecord>, slots: Vec<Arc<LayerSlot>>) {
+    let (inner, manifest) = (Arc::clone(node), statement.manifest);
     let taken_back = tokio::task::spawn_blocking(move || {
         if let Some(known) = known {
-            return store.put_image(&known);
+            return inner.put_image(&known);
         }
+        let store = &inner.store;
         let tree = store.image(manifest)?.and_then(|record| record.tree);
         let unused = store.remove_image(manifest)?;
+        inner.privacy.remove(manifest);
         // What another pull wants of this one stays with it; the rest is let go.
         let mine = slots.into_iter().filter_map(Arc::into_inner).filter_map(OnceCell::into_inner);
         let mine: Vec<LayerStatement> = mine.map(|ready| ready.statement).collect();

@@ -295,7 +295,7 @@ impl Inner {
     }
 
     /// The image `manifest` where `reference` is from, whatever a tag in it means now.
-    async fn resolve_manifest(
+    pub(super) async fn resolve_manifest(
         &self,
         reference: &str,
         manifest: Digest,
@@ -313,6 +313,10 @@ impl Inner {
         if image.manifest_digest != manifest {
             let reason = format!("{reference} is {}, and containerd means {manifest}", image.manifest_digest);
             return Err(refusal(metrics::Decision::OtherImage, reason));
+        }
+        // The registry gives it to this node, which peers that have some of it may want to see.
+        if origin.access().is_some() {
+            self.prove(image.layers.iter().map(|layer| layer.diff_id).collect()).await;
         }
         Ok((Arc::new(origin), image))
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hermes_registry::{Auth, Login};
+use hermes_store::Access;
 use http::header::WWW_AUTHENTICATE;
 use tokio::time::Instant;
 
@@ -269,4 +270,28 @@ async fn an_authorization_is_used_until_its_end_when_it_cannot_be_renewed_early(
         let kind = kind().await;
         assert!(kind == "not_found" || begun.elapsed() >= Duration::from_secs(2), "{kind}");
     }
+}
+
+#[tokio::test]
+async fn an_image_is_private_when_it_was_given_for_a_login() {
+    let cases = [
+        (Auth::Open, RIGHT, Access::Public),
+        (token(None), "{}", Access::Public),
+        (token(None), RIGHT, Access::Private),
+        (token(Some(login())), RIGHT, Access::Private),
+        (Auth::Basic(login()), RIGHT, Access::Private),
+    ];
+    for (auth, entry, expected) in cases {
+        let rig = Rig::new(auth.clone()).await;
+        rig.store_login(entry);
+        let origin = rig.client(Timeouts::default()).open(&rig.source()).await.expect("opens");
+        assert_eq!(origin.access(), None, "{auth:?}: known before anything was asked for");
+        origin.resolve(&amd64(), soon()).await.expect("resolves");
+        assert_eq!(origin.access(), Some(expected), "{auth:?}");
+    }
+    let rig = Rig::new(Auth::Basic(login())).await;
+    rig.store_login(WRONG);
+    let origin = rig.client(Timeouts::default()).open(&rig.source()).await.expect("opens");
+    origin.resolve(&amd64(), soon()).await.expect_err("refused");
+    assert_eq!(origin.access(), None, "a refusal proves something");
 }
