@@ -1,6 +1,7 @@
 //! A node without a driver: facts go in by hand, requests are looked at.
 
 mod cluster;
+mod owners;
 mod random;
 mod reasons;
 mod rules;

@@ -1,0 +1,207 @@
+//! Who is asked about what nobody is known to have, and what others are answered, one rule at a time. What comes of many
+//! nodes with these rules is in `cluster`.
+
+use super::*;
+use crate::event::{ClaimId, Ruling, Want};
+use crate::members::{Duty, Member, Members, ZoneNo};
+
+/// Chunks of the first extent: eight spans are 2 MiB, and an extent here is all that begins in them.
+const EXTENT: std::ops::Range<u32> = 0..64;
+const ME: PeerNo = PeerNo(0);
+
+/// A node among five others in its own zone, all of which it may ask, and who owns the first extent; another list for each
+/// `salt`.
+fn member_of(salt: u64) -> (Node, Vec<PeerNo>) {
+    let mut node = Node::with_layer();
+    let member = |no| Member {
+        peer: PeerNo(no),
+        key: Rng::new(salt * 100 + u64::from(no)).next_u64(),
+        zone: ZoneNo(0),
+        eligible: true,
+    };
+    let members = Members::new(7, ME, (0..6).map(member).collect());
+    let owners = members.owners(&LAYER, EXTENT.start, Duty::Cluster, 3);
+    node.tell(Event::MembersChanged { members: Arc::new(members) });
+    (node, owners)
+}
+
+/// The same, where this node has the given rank.
+fn member_with_rank(rank: Option<usize>) -> (Node, Vec<PeerNo>) {
+    (0..60)
+        .map(member_of)
+        .find(|(_, owners)| owners.iter().position(|owner| *owner == ME) == rank)
+        .expect("some list has it")
+}
+
+fn claim(node: &mut Node, no: u64, peer: PeerNo, chunks: std::ops::Range<u32>, again: bool) -> Vec<Ruling> {
+    let want = Want::Owner { duty: Duty::Cluster, again, can_read: true };
+    let (claim, chunks) = (ClaimId(no), Runs::one(chunks));
+    let claimed = Event::Claimed { claim, peer, layer: LAYER, chunks, extent: EXTENT, class: Class::Demand, want };
+    rulings(&node.tell(claimed), claim)
+}
+
+fn rulings(actions: &[Action], of: ClaimId) -> Vec<Ruling> {
+    let ruling = |action: &Action| match action {
+        Action::Rule { claim, ruling } if *claim == of => Some(ruling.clone()),
+        _ => None,
+    };
+    actions.iter().filter_map(ruling).collect()
+}
+
+#[test]
+fn the_first_owner_is_asked_at_once_and_reads_at_once() {
+    let (mut node, owners) = member_with_rank(None);
+    assert_eq!(words(&node.demand(0..2)), [format!("peer {} 0..2", owners[0].0)]);
+    let (mut node, _) = member_with_rank(Some(0));
+    assert_eq!(words(&node.demand(0..2)), ["spans 0..1"]);
+}
+
+#[test]
+fn each_rank_waits_its_turn_when_those_before_it_fail() {
+    let (mut node, owners) = member_with_rank(Some(1));
+    let asked = node.demand(0..2);
+    assert_eq!(words(&asked), [format!("peer {} 0..2", owners[0].0)]);
+    let failed = node.failed(the_ask(&asked), ErrorClass::Transient);
+    assert_eq!(words(&failed), [""; 0]);
+    assert!(failed.contains(&Action::Suspect { peer: owners[0] }));
+    assert_eq!(words(&node.wait(ms(249))), [""; 0]);
+    assert_eq!(words(&node.wait(ms(2))), ["spans 0..1"]);
+}
+
+#[test]
+fn who_owns_nothing_and_reaches_nobody_waits_longest() {
+    let (mut node, owners) = member_with_rank(None);
+    let mut asked = node.demand(0..2);
+    for owner in &owners {
+        assert_eq!(words(&asked), [format!("peer {} 0..2", owner.0)]);
+        asked = node.failed(the_ask(&asked), ErrorClass::Transient);
+    }
+    assert_eq!(words(&asked), [""; 0]);
+    assert_eq!(words(&node.wait(ms(749))), [""; 0]);
+    assert_eq!(words(&node.wait(ms(2))), ["spans 0..1"]);
+}
+
+#[test]
+fn an_owner_that_owns_something_else_is_passed_over() {
+    let (mut node, owners) = member_with_rank(None);
+    let asked = node.demand(0..2);
+    let next = node.ended(the_ask(&asked), Outcome::NotMine { epoch: 8 });
+    assert_eq!(words(&next), [format!("peer {} 0..2", owners[1].0)]);
+}
+
+#[test]
+fn what_an_owner_leaves_to_this_node_is_read_by_it_without_another_question() {
+    let (mut node, _) = member_with_rank(None);
+    let ask = the_ask(&node.demand(0..2));
+    let read = node.tell(Event::AskDelegated { ask, chunks: Runs::one(EXTENT) });
+    assert_eq!(words(&read), ["spans 0..1"]);
+    assert_eq!(words(&node.demand(8..10)), ["spans 2..3"]);
+    // Beyond the extent it is the next owner's.
+    assert!(words(&node.demand(64..66))[0].starts_with("peer"));
+}
+
+#[test]
+fn whom_an_owner_names_is_asked_and_in_vain_is_said_so() {
+    let (mut node, owners) = member_with_rank(None);
+    let ask = the_ask(&node.demand(0..2));
+    let named = owners[2];
+    let asked = node.tell(Event::AskReferred { ask, chunks: Runs::one(0..2), peers: vec![named, ME] });
+    assert_eq!(words(&asked), [format!("peer {} 0..2", named.0)]);
+    let again = node.ended(the_ask(&asked), Outcome::Lacks { chunks: Runs::one(0..2) });
+    let says_so = |action: &Action| matches!(action, Action::AskPeer { want: Want::Owner { again: true, .. }, .. });
+    assert!(again.iter().any(says_so), "{again:?}");
+}
+
+#[test]
+fn a_registry_that_rests_by_the_word_of_an_owner_is_left_alone() {
+    let (mut node, _) = member_with_rank(Some(0));
+    // Another extent's owner is told to wait.
+    let ask = the_ask(&node.demand(64..66));
+    node.tell(Event::AskPending { ask, registry_rests: Some(Duration::from_secs(2)) });
+    assert_eq!(words(&node.demand(0..2)), [""; 0]);
+    assert_eq!(words(&node.wait(ms(1900))).iter().filter(|ask| ask.starts_with("spans")).count(), 0);
+    assert!(words(&node.wait(ms(200))).contains(&"spans 0..1".to_owned()));
+}
+
+#[test]
+fn an_owner_reads_for_the_first_and_refers_the_fifth() {
+    let (mut node, _) = member_with_rank(Some(0));
+    let first = claim(&mut node, 1, PeerNo(1), 0..2, false);
+    assert_eq!(first, [Ruling::Give(Runs::one(0..2))]);
+    assert_eq!(node.flight.status().asks_origin, 1, "it reads the registry for it");
+    for no in 2..5 {
+        assert_eq!(claim(&mut node, no, PeerNo(no as u32), 0..2, false), [Ruling::Give(Runs::one(0..2))], "{no}");
+    }
+    let fifth = claim(&mut node, 5, PeerNo(5), 0..2, false);
+    let [Ruling::Refer { chunks, peers }] = fifth.as_slice() else { panic!("{fifth:?}") };
+    assert_eq!((chunks, peers.len()), (&Runs::one(0..2), 4));
+    // Whom it was sent to did not have it: it is served here.
+    assert_eq!(claim(&mut node, 6, PeerNo(5), 0..2, true), [Ruling::Give(Runs::one(0..2))]);
+    assert_eq!(node.flight.status().asks_origin, 1, "one reading for all");
+}
+
+#[test]
+fn a_promise_ends_with_the_ask_that_it_stands_on() {
+    let (mut node, _) = member_with_rank(Some(0));
+    let ask = the_ask(&node.demand(0..2));
+    assert_eq!(claim(&mut node, 1, PeerNo(1), 0..2, false), [Ruling::Give(Runs::one(0..2))]);
+    let ended = node.failed(ask, ErrorClass::NotFound);
+    assert_eq!(rulings(&ended, ClaimId(1)), [Ruling::Lacks(Runs::one(0..2))]);
+}
+
+#[test]
+fn an_owner_without_the_layer_leaves_it_to_the_first_and_sends_the_others_there() {
+    let (mut node, _) = member_with_rank(Some(0));
+    node.tell(Event::LayerClosed { layer: LAYER });
+    assert_eq!(claim(&mut node, 1, PeerNo(1), 0..2, false), [Ruling::Delegate(Runs::one(EXTENT))]);
+    let second = claim(&mut node, 2, PeerNo(2), 0..2, false);
+    assert_eq!(second, [Ruling::Refer { chunks: Runs::one(0..2), peers: vec![PeerNo(1)] }]);
+    // The first has not read it.
+    assert_eq!(claim(&mut node, 3, PeerNo(2), 0..2, true).len(), 1);
+    let want = Want::Owner { duty: Duty::Cluster, again: true, can_read: false };
+    let (layer, chunks, class) = (LAYER, Runs::one(0..2), Class::Demand);
+    let claimed = Event::Claimed { claim: ClaimId(9), peer: PeerNo(3), layer, chunks, extent: EXTENT, class, want };
+    let cannot = node.tell(claimed);
+    assert_eq!(rulings(&cannot, ClaimId(9)), [Ruling::Lacks(Runs::one(0..2))], "it could not read it");
+}
+
+#[test]
+fn who_owns_nothing_says_so_and_gives_what_is_here() {
+    let (mut node, _) = member_with_rank(None);
+    assert_eq!(claim(&mut node, 1, PeerNo(1), 0..2, false), [Ruling::NotMine { epoch: 7 }]);
+    node.arrived(0..1);
+    let (layer, chunks, class, want) = (LAYER, Runs::one(0..2), Class::Demand, Want::Here);
+    let claimed = Event::Claimed { claim: ClaimId(2), peer: PeerNo(1), layer, chunks, extent: 0..0, class, want };
+    let here = node.tell(claimed);
+    assert_eq!(rulings(&here, ClaimId(2)), [Ruling::Give(Runs::one(0..1)), Ruling::Lacks(Runs::one(1..2))]);
+}
+
+#[test]
+fn claims_and_memories_are_bounded() {
+    let (mut node, _) = member_with_rank(Some(0));
+    node.tell(Event::LayerClosed { layer: LAYER });
+    let most = Limits::default().claims as u64;
+    for no in 0..most {
+        claim(&mut node, no, PeerNo(1 + no as u32 % 4), 0..2, no % 2 == 0);
+    }
+    assert_eq!(claim(&mut node, most, PeerNo(1), 0..2, false), [Ruling::Lacks(Runs::one(0..2))]);
+    node.tell(Event::ClaimEnded { claim: ClaimId(3) });
+    assert_eq!(node.flight.status().claims, most as usize - 1);
+}
+
+#[test]
+fn demand_that_waits_long_is_put_to_a_second_holder_within_a_budget() {
+    let mut node = Node::new(Limits { hedge_percent: 5, ..no_guessing() });
+    node.open(LAYER, geometry(100), Some(OriginNo(0)));
+    node.holder(A, 0..400);
+    node.holder(B, 0..400);
+    let first = node.demand(0..2);
+    let (asked, other) = if words(&first)[0].starts_with("peer 1") { (1, 2) } else { (2, 1) };
+    assert_eq!(words(&first), [format!("peer {asked} 0..2")]);
+    assert_eq!(words(&node.wait(ms(19))), [""; 0]);
+    let second = node.wait(ms(2));
+    assert_eq!(words(&second), [format!("peer {other} 0..2")]);
+    // Whoever brings it: the read is answered, and nothing is asked again.
+    assert_eq!(delivered(&node.arrived(0..2)).len(), 1);
+    assert_eq!(words(&node.ended(the_ask(&second), Outcome::Done { bytes: 2 * CHUNK })), [""; 0]);
+}
