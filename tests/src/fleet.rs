@@ -35,6 +35,14 @@ use crate::sample::TAG;
 use rig::Rig;
 use wires::{REGISTRY, Wires};
 
+/// Runs what is given after `$1`, with `$1` beside it in the same mount namespace.
+const IN_NAMESPACE: &str = r#"hold=$1; shift; setsid sh -c "$hold" hold $$ </dev/null >/dev/null 2>&1 & exec "$@""#;
+/// Waits until no thread of the process `$1` is left. A mount namespace that ends with its daemon is torn down by the
+/// daemon's last thread *before* the kernel closes that thread's FUSE connection, and the teardown waits for reads which
+/// that connection will never answer: a thread that no signal ends, and a superblock that all of the machine waits for.
+const HOLD: &str = r#"while read -r _ _ state _ </proc/$1/stat && { [ "$state" != Z ] || [ "$(ls /proc/$1/task | wc -l)" -gt 1 ]; }
+do sleep 0.1; done 2>/dev/null"#;
+
 /// Where nodes listen for each other.
 const PEER_PORT: u16 = 7800;
 /// Where the registry listens.
@@ -180,7 +188,8 @@ impl<'a> Fleet<'a> {
     fn launch(&self, number: usize) -> Result<Node> {
         let folder = self.scratch.make(format!("node-{number}"))?;
         let mut command = self.wires.node(number).command("unshare");
-        command.args(["--mount", "--propagation", "private", "--", "setpriv", "--pdeathsig", "KILL", "--"]);
+        command.args(["--mount", "--propagation", "private", "--", "sh", "-c", IN_NAMESPACE, "node", HOLD]);
+        command.args(["setpriv", "--pdeathsig", "KILL", "--"]);
         command.arg(&self.rig.hermes);
         let arguments = self.shape.daemon_arguments(number, &self.wires, &self.secret());
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
