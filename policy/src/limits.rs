@@ -143,6 +143,8 @@ pub struct Limits {
     pub claims: usize,
     /// Extents of which an owner remembers claimants.
     pub books: usize,
+    /// Extents whose owners are remembered while the member list stays as it is.
+    pub known_owners: usize,
     /// How long what another node claims is worth fetching.
     pub claim_patience: Duration,
     /// Bytes asked for twice, in hundredths of what demand asks of peers.
@@ -264,6 +266,8 @@ impl Default for Limits {
             claims: 1024,
             // An image of 10 GB has 2,500 extents.
             books: 8192,
+            // Three images of 10 GB that are read at once, 100 bytes each.
+            known_owners: 8192,
             claim_patience: Duration::from_secs(30),
             // Design, section 6.
             hedge_percent: 5,
@@ -322,6 +326,7 @@ impl Limits {
         self.runs_per_ask = self.runs_per_ask.max(1);
         self.gather_reads = self.gather_reads.max(1);
         self.owner_ranks = self.owner_ranks.max(1);
+        self.known_owners = self.known_owners.max(1);
         self.direct_claimants = self.direct_claimants.max(1);
         self.referral_peers = self.referral_peers.max(1);
         self.busy_max = self.busy_max.max(self.busy_min);

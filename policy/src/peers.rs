@@ -164,6 +164,11 @@ impl Peers {
         self.records.retain(|_, record| record.is_reachable() || record.is_banned(now) || !idle(record));
     }
 
+    /// Whether the peer is in the member list.
+    pub(crate) fn is_member(&self, peer: PeerNo) -> bool {
+        self.records.get(&peer).is_some_and(|record| record.member)
+    }
+
     /// Number of members.
     pub(crate) fn member_count(&self) -> usize {
         self.members

@@ -37,7 +37,7 @@ impl Flight {
             Event::PeerUp { peer } => self.peer_up(peer),
             Event::PeerDown { peer } => {
                 let is_asked = self.asks.values().any(|ask| ask.source == Source::Peer(peer));
-                if is_asked && self.members.iter().any(|member| member.peer == peer) {
+                if is_asked && self.peers.is_member(peer) {
                     turn.out.push(Action::Suspect { peer });
                 }
                 self.forget_peer(peer, turn);
@@ -58,6 +58,7 @@ impl Flight {
                 let others = members.iter().map(|member| member.peer).filter(|peer| Some(*peer) != me);
                 self.peers.set_members(others, turn.now, &self.limits);
                 self.members = members;
+                self.known_owners.forget();
                 self.dirty = true;
             }
             Event::Claimed { claim, peer, layer, chunks, extent, class, want } => {

@@ -5,11 +5,12 @@
 
 use hermes_image::runs::Runs;
 
+use super::asking::Question;
 use super::schedule::Need;
 use super::shape::minus;
 use super::{Flight, Turn};
 use crate::class::Class;
-use crate::event::{AskId, PeerNo, Reason, Source, Want};
+use crate::event::{AskId, PeerNo, Reason, Source};
 use crate::limits::Limits;
 use crate::peers::Readiness;
 use crate::time::{Duration, Instant};
@@ -96,7 +97,7 @@ impl Flight {
         self.shadow(id, &chunks);
         self.hedges.twice += bytes;
         let need = Need { layer, class: Class::Demand, since: turn.now, place: None, acts_for: None };
-        self.ask_peer(&need, peer, chunks, Want::Here, Reason::Hedge, 0..0, turn);
+        self.ask_peer(&need, Question::here(peer, chunks, Reason::Hedge), turn);
     }
 
     /// Takes the lease of chunks from an ask that goes on.

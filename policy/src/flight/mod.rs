@@ -8,20 +8,22 @@
 //! - `sources` and `schedule`: who may be asked now, and for what. Demand first, in order of arrival; then what
 //!   readahead wants; then prefetch, in the order given. For each chunk: a local copy, then the best holder, then the
 //!   registry. A demand read whose chunk is far down a prefetch ask takes it over with an ask of its own.
-//! - `outcome`: what the end of an ask says about its source.
+//! - `asking` books what is asked; `outcome`: what the end of an ask says about its source.
 //!
 //! Nothing is lost by a driver that forgets: every wait has an end that the timer brings. A driver that restarts
 //! begins with an empty `Flight`; nothing here is worth keeping.
 //!
-//! In a swarm with a member list, `owners` stands between the holders and the registry, `desk` answers what others ask of
+//! In a swarm with a member list, `owners` (by the order of `ranks`) stands between the holders and the registry, `desk` answers what others ask of
 //! this node, and `hedge` puts demand that takes too long to a second holder.
 
+mod asking;
 mod desk;
 mod events;
 mod hedge;
 mod invariants;
 mod outcome;
 mod owners;
+mod ranks;
 mod schedule;
 mod shape;
 mod sources;
@@ -48,6 +50,7 @@ use crate::time::Instant;
 use desk::Desk;
 use hedge::HedgeBooks;
 use owners::Unowned;
+use ranks::KnownOwners;
 use sources::Survey;
 use table::{Ask, Layer, OriginRecord, Read, Reads};
 
@@ -62,6 +65,7 @@ pub struct Flight {
     peers: Peers,
     origins: BTreeMap<OriginNo, OriginRecord>,
     members: Arc<Members>,
+    known_owners: KnownOwners,
     desk: Desk,
     hedges: HedgeBooks,
     unowned: Unowned,
@@ -100,6 +104,7 @@ impl Flight {
             peers: Peers::default(),
             origins: BTreeMap::new(),
             members: Arc::default(),
+            known_owners: KnownOwners::default(),
             desk: Desk::default(),
             hedges: HedgeBooks::default(),
             unowned: Unowned::default(),

@@ -134,7 +134,7 @@ impl Flight {
                     if turn.now.since(ask.sent) >= self.limits.rank_wait_min {
                         self.peers.silent(peer, turn.now, &self.limits);
                     }
-                    if self.members.iter().any(|member| member.peer == peer) {
+                    if self.peers.is_member(peer) {
                         turn.out.push(Action::Suspect { peer });
                     }
                 }

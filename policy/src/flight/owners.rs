@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use hermes_image::ids::{ChunkRange, DiffId};
 use hermes_image::runs::Runs;
 
+use super::asking::Question;
 use super::schedule::Need;
 use super::shape::{cut_chunks, minus};
 use super::table::Ask;
@@ -26,7 +27,7 @@ use crate::event::{AskId, PeerNo, Reason, Source, Want};
 use crate::limits::Limits;
 use crate::members::Duty;
 use crate::peers::Readiness;
-use crate::time::{Duration, Instant};
+use crate::time::Instant;
 
 /// Questions to the owners of an extent after which there are pauses between them, unless they bring something.
 const ASKED_MAX: u32 = 16;
@@ -189,11 +190,6 @@ impl Flight {
         self.layers.get(&layer)?.geometry.extent_of(chunk, self.limits.extent_bytes)
     }
 
-    /// How long a rank gives each one before it.
-    pub(super) fn rank_wait(&self) -> Duration {
-        (self.peers.latency_p90() * 3).max(self.limits.rank_wait_min)
-    }
-
     fn quest(&mut self, layer: DiffId, extent: &ChunkRange, now: Instant) -> Option<&mut Quest> {
         // What nobody has wanted for so long starts anew.
         let forgotten = self.limits.claimant_memory;
@@ -261,10 +257,10 @@ impl Flight {
         }
         if need.acts_for == Some(Duty::Cluster) {
             let rank = self.rank(need.layer, extent, Duty::Cluster).unwrap_or(self.limits.owner_ranks);
-            let turn = since + self.rank_wait() * rank as u32;
+            let turn = self.turn_of(since, rank);
             return if now >= turn { Step::Origin } else { Step::Wait(turn) };
         }
-        let turn = since + self.rank_wait() * self.limits.owner_ranks as u32;
+        let turn = self.turn_of(since, self.limits.owner_ranks);
         if now < turn {
             return Step::Wait(turn);
         }
@@ -281,15 +277,8 @@ impl Flight {
         Step::Wait(Instant((second(now) + 1) * 1_000_000_000))
     }
 
-    /// This node's rank among the owners of the extent.
-    pub(super) fn rank(&self, layer: DiffId, extent: &ChunkRange, duty: Duty) -> Option<usize> {
-        let me = self.members.me()?;
-        let owners = self.members.owners(&layer, extent.start, duty, self.limits.owner_ranks);
-        owners.iter().position(|owner| *owner == me)
-    }
-
     /// Why the registry is asked for a chunk, once it may be.
-    pub(super) fn origin_reason(&self, need: &Need, chunk: u32, now: Instant) -> Reason {
+    pub(super) fn origin_reason(&mut self, need: &Need, chunk: u32, now: Instant) -> Reason {
         if need.acts_for.is_some() {
             return Reason::ForOthers;
         }
@@ -303,9 +292,9 @@ impl Flight {
         self.rank(need.layer, &extent, Duty::Cluster).map_or(Reason::NobodyOwns, |rank| Reason::OwnTurn { rank })
     }
 
-    fn stage(&self, need: &Need, extent: &ChunkRange, duty: Duty, since: Instant, now: Instant) -> Stage {
+    fn stage(&mut self, need: &Need, extent: &ChunkRange, duty: Duty, since: Instant, now: Instant) -> Stage {
+        let owners = self.owners(need.layer, extent.start, duty);
         let limits = &self.limits;
-        let owners = self.members.owners(&need.layer, extent.start, duty, limits.owner_ranks);
         let quest = self.layers.get(&need.layer).and_then(|record| record.quests.get(&extent.start));
         let room = self.total.has_room(need.class, &limits.total);
         if let Some(quest) = quest.filter(|quest| quest.asked >= ASKED_MAX) {
@@ -314,12 +303,12 @@ impl Flight {
                 return Stage::Step(Step::Wait(next));
             }
         }
-        for (rank, owner) in owners.into_iter().enumerate() {
+        for (rank, owner) in owners.iter().copied().enumerate() {
             if Some(owner) == self.members.me() {
                 if duty == Duty::Cluster && !self.can_read(need.layer) {
                     continue;
                 }
-                let turn = since + self.rank_wait() * rank as u32;
+                let turn = self.turn_of(since, rank);
                 return if now >= turn { Stage::Mine } else { Stage::Step(Step::Wait(turn)) };
             }
             if quest.is_some_and(|quest| quest.has_failed(owner, now)) {
@@ -357,10 +346,11 @@ impl Flight {
         let can_read = self.can_read(need.layer);
         let Some(record) = self.layers.get(&need.layer) else { return wanted.clone() };
         let chunks = cut_chunks(&record.geometry, wanted, size, runs);
-        let owners = self.members.owners(&need.layer, extent.start, duty, self.limits.owner_ranks);
+        let owners = self.owners(need.layer, extent.start, duty);
         let rank = owners.iter().position(|owner| *owner == peer).unwrap_or(owners.len());
         let (want, reason) = (Want::Owner { duty, again, can_read }, Reason::Owner { duty, rank });
-        self.ask_peer(need, peer, chunks.clone(), want, reason, extent.clone(), turn);
+        let question = Question { peer, chunks: chunks.clone(), want, reason, extent: extent.clone() };
+        self.ask_peer(need, question, turn);
         chunks
     }
 

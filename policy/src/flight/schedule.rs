@@ -10,12 +10,13 @@ use std::sync::Arc;
 use hermes_image::ids::{ChunkRange, DiffId};
 use hermes_image::runs::Runs;
 
-use super::shape::{cut_chunks, cut_spans, minus, reach};
+use super::asking::{Question, Target};
+use super::shape::{cut_chunks, minus};
 use super::sources::{OriginOffer, Survey};
-use super::table::{Ask, Certainty, Layer};
+use super::table::{Certainty, Layer, Lookup};
 use super::{Flight, Turn};
 use crate::class::Class;
-use crate::event::{Action, AskId, FailReason, OriginNo, PeerNo, ReadId, Reason, Source, Want};
+use crate::event::{Action, FailReason, PeerNo, ReadId, Reason};
 use crate::members::Duty;
 use crate::time::Instant;
 
@@ -130,12 +131,13 @@ impl Flight {
 
     /// What is prefetched in which order: first what this node owns, as others wait for it; then the rest from a place on that
     /// is another one on each node, so that nodes that start together fetch different chunks and trade.
-    fn prefetch_order(&self, layer: DiffId, wanted: Runs) -> Vec<Runs> {
-        let Some(record) = self.layers.get(&layer).filter(|_| self.members.is_swarm()) else { return vec![wanted] };
+    fn prefetch_order(&mut self, layer: DiffId, wanted: Runs) -> Vec<Runs> {
+        let record = self.layers.get(&layer).filter(|_| self.members.is_swarm());
+        let Some(geometry) = record.map(|record| Arc::clone(&record.geometry)) else { return vec![wanted] };
         let (mut own, mut rest) = (Runs::new(), wanted);
         let mut at = 0;
         while let Some(chunk) = rest.within(at..u32::MAX).first().map(|run| run.start) {
-            let Some(extent) = record.geometry.extent_of(chunk, self.limits.extent_bytes) else { break };
+            let Some(extent) = geometry.extent_of(chunk, self.limits.extent_bytes) else { break };
             at = extent.end;
             if self.rank(layer, &extent, Duty::Cluster) == Some(0) {
                 own.insert_all(&rest.within(extent.clone()));
@@ -208,7 +210,7 @@ impl Flight {
     }
 
     /// What of `wanted` is leased to asks that an owner must not wait for, as they may wait for it.
-    fn unsure(&self, record: &Layer, wanted: &Runs, acts_for: Option<Duty>) -> Runs {
+    pub(super) fn unsure(&self, record: &Layer, wanted: &Runs, acts_for: Option<Duty>) -> Runs {
         let mut unsure = Runs::new();
         let least = match acts_for {
             None => return unsure,
@@ -246,7 +248,7 @@ impl Flight {
             } else if let Some((peer, chunks)) = self.pick_holder(need, &survey, &wanted, turn) {
                 wanted.remove_all(&chunks);
                 let reason = self.holder_reason(need.layer, peer, &chunks);
-                self.ask_peer(need, peer, chunks, Want::Here, reason, 0..0, turn);
+                self.ask_peer(need, Question::here(peer, chunks, reason), turn);
             } else {
                 self.leave_to_holders(need, &survey, &mut wanted, turn.now);
                 if wanted.is_empty() {
@@ -327,7 +329,7 @@ impl Flight {
         let chunks = cut_chunks(&record.geometry, &copies, size, self.limits.runs_per_ask);
         let (layer, class) = (need.layer, need.class);
         let bytes = record.bytes(&chunks);
-        let ask = self.lease(need, Source::Local, None, chunks.clone(), bytes, turn);
+        let ask = self.lease(need, Target::LOCAL, chunks.clone(), bytes, turn);
         turn.out.push(Action::AskLocal { ask, layer, chunks: chunks.clone(), class });
         Some(chunks)
     }
@@ -369,7 +371,7 @@ impl Flight {
     }
 
     /// What the reads of the same class and layer behind this one want and nobody was asked for.
-    fn gather(&self, need: &Need, within: Option<&ChunkRange>) -> Runs {
+    pub(super) fn gather(&self, need: &Need, within: Option<&ChunkRange>) -> Runs {
         let mut gathered = Runs::new();
         let (Some(place), Some(record)) = (need.place, self.layers.get(&need.layer)) else { return gathered };
         let behind = self.reads.queued_from(need.class, place + 1).take(self.limits.gather_reads);
@@ -387,42 +389,6 @@ impl Flight {
         let holder = self.layers.get(&layer).and_then(|record| record.holders.get(&peer));
         let has_all = holder.is_some_and(|holder| minus(chunks, &holder.chunks).is_empty());
         if has_all { Reason::Holder } else { Reason::Named }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "they are the parts of an ask")]
-    pub(super) fn ask_peer(
-        &mut self,
-        need: &Need,
-        peer: PeerNo,
-        chunks: Runs,
-        want: Want,
-        reason: Reason,
-        extent: ChunkRange,
-        turn: &mut Turn<'_>,
-    ) {
-        let (layer, class) = (need.layer, need.class);
-        let record = self.layers.get(&layer);
-        let bytes = record.map_or(0, |record| record.bytes(&chunks));
-        let has = record.and_then(|record| record.holders.get(&peer));
-        let certainty = match want {
-            Want::Owner { .. } => Certainty::Firm,
-            Want::Here if has.is_some_and(|holder| minus(&chunks, &holder.chunks).is_empty()) => Certainty::Sure,
-            Want::Here => Certainty::Hoped,
-        };
-        let stall = self.limits.stall(Source::Peer(peer), class);
-        let timeout = match class {
-            // A peer says at once that it works on it; a reader is not to wait for one that is gone.
-            Class::Demand => self.rank_wait().min(stall),
-            Class::Prefetch => stall,
-        };
-        if class == Class::Demand {
-            self.hedges.asked(bytes);
-        }
-        let ask = self.lease(need, Source::Peer(peer), None, chunks.clone(), bytes, turn);
-        if let Some(booked) = self.asks.get_mut(&ask) {
-            (booked.want, booked.extent, booked.certainty) = (want, extent.clone(), certainty);
-        }
-        turn.out.push(Action::AskPeer { ask, peer, layer, chunks, class, want, reason, extent, timeout });
     }
 
     /// Takes out of `wanted` what is better waited for: what holders have whose asks are all taken, or who said when
@@ -449,144 +415,8 @@ impl Flight {
         }
     }
 
-    /// Asks the registry for the spans of the first wanted chunk and their neighbours. Gives the chunks that the ask
-    /// leases.
-    fn ask_origin(
-        &mut self,
-        need: &Need,
-        no: OriginNo,
-        wanted: &Runs,
-        mine: &Runs,
-        turn: &mut Turn<'_>,
-    ) -> Option<Runs> {
-        let record = self.layers.get(&need.layer)?;
-        let size = self.limits.origin_size.bytes(need.class);
-        let first = wanted.first()?.start;
-        let mut within = reach(&record.geometry, first, size);
-        // Not beyond the extents whose turn is this node's.
-        let own = mine.iter().find(|run| run.contains(&first))?;
-        within.end = within.end.min(own.end);
-        let mut targets = self.gather(need, Some(&within));
-        if need.class == Class::Demand {
-            // What readahead wants next comes with it: a request of its own would read the end of this one again.
-            targets.insert_all(&minus(&record.ahead.within(within.clone()), &record.leased));
-        }
-        // What somebody else has is not read from the registry on the way.
-        for holder in record.holders.values() {
-            targets.remove_all(&holder.chunks);
-        }
-        targets.remove_all(&record.local);
-        targets.insert_all(&wanted.within(within));
-        let gap = self.limits.origin_gap.bytes(need.class);
-        let spans = cut_spans(&record.geometry, &targets, size, gap)?;
-        let mut chunks = Runs::one(record.geometry.span_chunks(&spans));
-        chunks = minus(&chunks, &record.have);
-        let mut leased = record.leased.within(record.geometry.span_chunks(&spans));
-        if need.class == Class::Demand {
-            for ask in record.overtakable.iter().filter_map(|id| self.asks.get(id)) {
-                leased.remove_all(&ask.chunks);
-            }
-        }
-        leased.remove_all(&self.unsure(record, &chunks, need.acts_for));
-        chunks.remove_all(&leased);
-        if chunks.intersection(wanted).is_empty() {
-            return None;
-        }
-        let read = record.geometry.span_bytes(&spans);
-        let (layer, class, timeout) = (need.layer, need.class, self.limits.stall(Source::Origin, need.class));
-        let reason = self.origin_reason(need, first, turn.now);
-        let ask = self.lease(need, Source::Origin, Some(no), chunks.clone(), read.end - read.start, turn);
-        turn.out.push(Action::AskOrigin { ask, origin: no, layer, spans, class, reason, timeout });
-        Some(chunks)
-    }
-
-    /// Books a new ask, and moves to it the leases of the asks that it overtakes.
-    fn lease(
-        &mut self,
-        need: &Need,
-        source: Source,
-        origin: Option<OriginNo>,
-        chunks: Runs,
-        bytes: u64,
-        turn: &mut Turn<'_>,
-    ) -> AskId {
-        let (layer, class) = (need.layer, need.class);
-        let id = AskId(self.next_ask);
-        self.next_ask += 1;
-        self.overtake(layer, &chunks, turn);
-        self.surveys.clear();
-        self.total.add(class);
-        match source {
-            Source::Local => self.local.add(class),
-            Source::Peer(peer) => self.peers.asked(peer, class, bytes),
-            Source::Origin => {
-                if let Some(record) = origin.and_then(|no| self.origins.get_mut(&no)) {
-                    record.load.add(class);
-                }
-            }
-        }
-        let silence = self.limits.stall(source, class) + self.limits.lease_grace;
-        let mut whole_stream = false;
-        if let Some(record) = self.layers.get_mut(&layer) {
-            record.leased.insert_all(&chunks);
-            record.asks.insert(id);
-            whole_stream = source == Source::Origin && record.geometry.is_whole_stream();
-            if class == Class::Prefetch || whole_stream {
-                record.overtakable.insert(id);
-            }
-        }
-        let (sent, lease_until) = (turn.now, turn.now + silence);
-        let ask = Ask {
-            layer,
-            source,
-            origin,
-            class,
-            chunks,
-            bytes,
-            brought_bytes: 0,
-            sent,
-            first_sign: None,
-            silence,
-            lease_until,
-            whole_stream,
-            want: Want::Here,
-            extent: 0..0,
-            certainty: Certainty::Sure,
-            shadow: Runs::new(),
-            last_brought: sent,
-        };
-        self.asks.insert(id, ask);
-        id
-    }
-
-    /// Takes chunks out of the leases of other asks of the layer. An ask that has nothing left to bring is cancelled.
-    fn overtake(&mut self, layer: DiffId, chunks: &Runs, turn: &mut Turn<'_>) {
-        let Some(record) = self.layers.get_mut(&layer) else { return };
-        if record.leased.intersection(chunks).is_empty() {
-            return;
-        }
-        let mut empty = Vec::new();
-        for id in &record.asks {
-            let Some(ask) = self.asks.get_mut(id) else { continue };
-            let taken = ask.chunks.intersection(chunks);
-            if taken.is_empty() {
-                continue;
-            }
-            debug_assert!(ask.can_be_overtaken() || ask.certainty < Certainty::Sure, "{id:?} is not overtaken");
-            ask.chunks.remove_all(&taken);
-            record.leased.remove_all(&taken);
-            if ask.chunks.is_empty() {
-                empty.push(*id);
-            }
-        }
-        for ask in empty {
-            self.cancel_ask(ask, turn);
-        }
-    }
-
     /// When the search for holders of a layer ends by itself or is due again.
     fn lookup_changes_at(&self, layer: DiffId, now: Instant) -> Option<Instant> {
-        use super::table::Lookup;
         let record = self.layers.get(&layer).filter(|_| self.peers.any_up(now))?;
         let at = match record.lookup {
             Lookup::Never => return None,
