@@ -169,8 +169,16 @@ impl Flight {
         match asked.want {
             Want::Here => {
                 let give = self.here(asked.layer, &asked.chunks, asked.peer, Certainty::Firm);
-                let lacking = asked.chunks.difference(&give);
+                let mut lacking = asked.chunks.difference(&give);
                 self.give(claim, give, turn);
+                for duty in [Duty::Cluster, Duty::Zone] {
+                    let left_here = self.left_here(asked.layer, &lacking, duty, turn.now);
+                    if !left_here.is_empty() {
+                        lacking.remove_all(&left_here);
+                        self.read_for(&asked, left_here, duty, turn);
+                        break;
+                    }
+                }
                 rule(claim, Ruling::Lacks(lacking), turn);
             }
             Want::Owner { duty, again, can_read } => self.claimed_of_owner(&asked, duty, again, can_read, turn),
@@ -290,6 +298,19 @@ impl Flight {
             }
         }
         here
+    }
+
+    /// Which of `chunks` an owner has left to this node, which has not begun with them: whoever is sent here relies on it.
+    fn left_here(&self, layer: DiffId, chunks: &Runs, duty: Duty, now: Instant) -> Runs {
+        let mut left = Runs::new();
+        let Some(record) = self.layers.get(&layer).filter(|_| self.can_read(layer)) else { return left };
+        let mut at = 0;
+        while let Some(chunk) = chunks.within(at..u32::MAX).first().map(|run| run.start) {
+            let Some(extent) = record.geometry.extent_of(chunk, self.limits.extent_bytes) else { break };
+            at = extent.end;
+            left.insert_all(&self.delegated(layer, &extent, duty, now).intersection(chunks));
+        }
+        left
     }
 
     /// Whether this node can get chunks of the layer: it is open, and its registry gives them.

@@ -107,6 +107,8 @@ enum Step {
     Wait(Instant),
     /// Something changes when an ask ends.
     Later,
+    /// Others rely on this node as an owner, and it cannot read the registry: they have to know.
+    Refuse,
 }
 
 /// What the owners of one duty lead to.
@@ -120,8 +122,9 @@ enum Stage {
 
 impl Flight {
     /// Asks the owners of what is wanted, as far as it is not this node's turn. Takes out of `wanted` what has to wait, and
-    /// leaves what the registry may be asked for, with the extents that this turn is for.
-    pub(super) fn ask_owners(&mut self, need: &Need, wanted: &mut Runs, turn: &mut Turn<'_>) -> Runs {
+    /// leaves what the registry may be asked for, with the extents that this turn is for; `None` when others who rely on it have
+    /// to be told that it cannot be had here.
+    pub(super) fn ask_owners(&mut self, need: &Need, wanted: &mut Runs, turn: &mut Turn<'_>) -> Option<Runs> {
         let mut mine = Runs::new();
         let mut left = std::mem::take(wanted);
         while let Some(run) = left.first() {
@@ -151,11 +154,12 @@ impl Flight {
                     }
                     Step::Wait(at) => self.wake_at(at),
                     Step::Later => {}
+                    Step::Refuse => return None,
                 }
                 break;
             }
         }
-        mine
+        Some(mine)
     }
 
     /// It is this node's turn, but it has left some of the chunks to others: these are asked first. Takes them out of
@@ -220,7 +224,7 @@ impl Flight {
     }
 
     /// Chunks of the extent that an owner of `duty` left to this node.
-    fn delegated(&self, layer: DiffId, extent: &ChunkRange, duty: Duty, now: Instant) -> Runs {
+    pub(super) fn delegated(&self, layer: DiffId, extent: &ChunkRange, duty: Duty, now: Instant) -> Runs {
         let quest = self.layers.get(&layer).and_then(|record| record.quests.get(&extent.start));
         match quest.filter(|quest| quest.delegated_until > now) {
             Some(quest) if duty == Duty::Cluster => quest.for_cluster.clone(),
@@ -249,7 +253,7 @@ impl Flight {
         }
         if !self.can_read(need.layer) {
             if need.acts_for.is_some() {
-                return Step::Origin;
+                return Step::Refuse;
             }
             // Others may come who can; then an owner knows.
             let gone = since + self.limits.refused_patience;

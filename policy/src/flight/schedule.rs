@@ -113,13 +113,22 @@ impl Flight {
             let Some(record) = self.layers.get(&read.layer) else { continue };
             let (class, since, place) = (Class::Prefetch, read.since, Some(read.place));
             let need = Need { layer: read.layer, class, since, place, acts_for: read.acts_for };
-            let mut wanted = minus(&read.missing, &record.leased);
-            wanted.insert_all(&self.unsure(record, &read.missing, read.acts_for));
+            let (missing, acts_for) = (read.missing.clone(), read.acts_for);
+            let mut wanted = minus(&missing, &record.leased);
+            wanted.insert_all(&self.unsure(record, &missing, acts_for));
             if wanted.is_empty() {
                 continue;
             }
-            let mut parts = self.prefetch_order(need.layer, wanted).into_iter();
-            if parts.any(|part| self.place(&need, part, turn) == Prospect::DeadEnd) {
+            let mut dead_end = false;
+            for mut part in self.prefetch_order(need.layer, wanted) {
+                // Spans are read whole: what one part asked for may have brought the edge of the next.
+                if let Some(record) = self.layers.get(&need.layer) {
+                    let leased = minus(&record.leased.intersection(&part), &self.unsure(record, &part, acts_for));
+                    part.remove_all(&leased);
+                }
+                dead_end |= self.place(&need, part, turn) == Prospect::DeadEnd;
+            }
+            if dead_end {
                 self.fail_read(id, FailReason::Refused, turn);
                 continue;
             }
@@ -147,6 +156,8 @@ impl Flight {
         let Some(first) = rest.first().map(|run| run.start) else { return vec![own] };
         let end = rest.iter().next_back().map_or(first, |run| run.end);
         let pivot = first + self.members.rotation(&layer, end - first);
+        // Extents are not torn: their spans would be read twice.
+        let pivot = geometry.extent_of(pivot, self.limits.extent_bytes).map_or(pivot, |extent| extent.start.max(first));
         [own, rest.within(pivot..end), rest.within(first..pivot)].into_iter().filter(|part| !part.is_empty()).collect()
     }
 
@@ -270,7 +281,8 @@ impl Flight {
                 let mut mine = Runs::one(0..u32::MAX);
                 if survey.has_owners {
                     if survey.room {
-                        mine = self.ask_owners(need, &mut wanted, turn);
+                        let Some(turns) = self.ask_owners(need, &mut wanted, turn) else { return Prospect::DeadEnd };
+                        mine = turns;
                     }
                     // An ask that ends makes room.
                     if !survey.room || wanted.is_empty() {
