@@ -313,6 +313,13 @@ impl Limits {
         }
     }
 
+    /// How long a source may be silent while a reader waits for it. A peer says at once that it works on it, and a reader is not
+    /// to wait longer for one that is gone than `rank_wait`.
+    pub fn reader_stall(&self, source: Source, rank_wait: Duration) -> Duration {
+        let stall = self.stall(source, Class::Demand);
+        if matches!(source, Source::Peer(_)) { stall.min(rank_wait) } else { stall }
+    }
+
     /// The same with its relations put right: at least one ask everywhere, prefetch always possible and never able to
     /// take what is kept for demand.
     pub(crate) fn checked(mut self) -> Self {

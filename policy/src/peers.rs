@@ -32,6 +32,9 @@ pub enum Readiness {
     Gone,
 }
 
+/// How often the rest of a peer that is silent or slow is doubled: it ends at sixteen times the first.
+const DOUBLINGS_MAX: u32 = 4;
+
 #[derive(Debug, Clone)]
 struct Peer {
     up: bool,
@@ -46,8 +49,13 @@ struct Peer {
     backoff: Backoff,
     busy_until: Instant,
     banned_until: Option<Instant>,
-    /// A member whose connection was lost rests until then.
+    /// A member whose connection was lost, or that was silent, rests until then.
     lost_until: Instant,
+    /// How often in a row it was silent.
+    silences: u32,
+    /// It left a reader waiting for what it has, and rests until then; and how often.
+    slow_until: Instant,
+    slow: u32,
 }
 
 impl Peer {
@@ -64,6 +72,9 @@ impl Peer {
             busy_until: Instant::ZERO,
             banned_until: None,
             lost_until: Instant::ZERO,
+            silences: 0,
+            slow_until: Instant::ZERO,
+            slow: 0,
         }
     }
 
@@ -128,7 +139,8 @@ impl Peers {
     /// Notes a connection. Says whether the peer is usable: known, and not banned.
     pub fn up(&mut self, peer: PeerNo, now: Instant, limits: &Limits) -> bool {
         let Some(record) = self.record(peer, now, limits) else { return false };
-        (record.up, record.lost_until) = (true, Instant::ZERO);
+        record.up = true;
+        (record.lost_until, record.silences) = (Instant::ZERO, 0);
         !record.is_banned(now)
     }
 
@@ -202,8 +214,9 @@ impl Peers {
         else {
             return Readiness::Gone;
         };
-        if record.lost_until > now {
-            return Readiness::Resting(record.lost_until);
+        let rests = record.lost_until.max(record.slow_until);
+        if rests > now {
+            return Readiness::Resting(rests);
         }
         if let Some(until) = record.backoff.resting(now) {
             return Readiness::Resting(until);
@@ -282,10 +295,30 @@ impl Peers {
         }
     }
 
-    /// Notes that the peer gave no sign of life: as with a lost connection, it is asked again after a while.
+    /// Notes that the peer gave no sign of life: as with a lost connection, it is asked again after a while, which doubles
+    /// as long as it goes on so.
     pub(crate) fn silent(&mut self, peer: PeerNo, now: Instant, limits: &Limits) {
-        if let Some(record) = self.records.get_mut(&peer) {
-            record.lost_until = now + limits.owner_rest;
+        if let Some(record) = self.records.get_mut(&peer).filter(|record| record.lost_until <= now) {
+            record.lost_until = now + limits.owner_rest * (1 << record.silences);
+            record.silences = (record.silences + 1).min(DOUBLINGS_MAX);
+        }
+    }
+
+    /// Notes a sign of life.
+    pub(crate) fn alive(&mut self, peer: PeerNo) {
+        if let Some(record) = self.records.get_mut(&peer).filter(|record| record.silences > 0) {
+            (record.lost_until, record.silences) = (Instant::ZERO, 0);
+        }
+    }
+
+    /// Notes that the peer lives and leaves a reader waiting for what it has.
+    pub(crate) fn slow(&mut self, peer: PeerNo, now: Instant, limits: &Limits) {
+        if let Some(record) = self.records.get_mut(&peer).filter(|record| record.slow_until <= now) {
+            if now.since(record.slow_until) > limits.claim_patience {
+                record.slow = 0;
+            }
+            record.slow_until = now + limits.owner_rest * (1 << record.slow);
+            record.slow = (record.slow + 1).min(DOUBLINGS_MAX);
         }
     }
 
@@ -316,6 +349,7 @@ impl Peers {
     pub(crate) fn view(&self, peer: PeerNo, now: Instant) -> Option<PeerView> {
         let record = self.records.get(&peer)?;
         let rests = record.backoff.resting(now).unwrap_or_default().max(record.busy_until).max(record.lost_until);
+        let rests = rests.max(record.slow_until);
         Some(PeerView {
             latency: Duration::from_nanos(record.latency_ns),
             cost_per_kib: Duration::from_nanos(record.cost_ns_per_kib),

@@ -61,11 +61,9 @@ impl Flight {
             Want::Here if has.is_some_and(|holder| minus(&chunks, &holder.chunks).is_empty()) => Certainty::Sure,
             Want::Here => Certainty::Hoped,
         };
-        let stall = self.limits.stall(Source::Peer(peer), class);
         let timeout = match class {
-            // A peer says at once that it works on it; a reader is not to wait for one that is gone.
-            Class::Demand => self.rank_wait().min(stall),
-            Class::Prefetch => stall,
+            Class::Demand => self.limits.reader_stall(Source::Peer(peer), self.rank_wait()),
+            Class::Prefetch => self.limits.stall(Source::Peer(peer), class),
         };
         if class == Class::Demand {
             self.hedges.asked(bytes);
@@ -180,6 +178,8 @@ impl Flight {
             extent,
             certainty,
             shadow: Runs::new(),
+            hedged_bytes: 0,
+            joined: None,
             last_brought: sent,
         };
         self.asks.insert(id, ask);

@@ -197,16 +197,23 @@ impl Flight {
         if self.rank(layer, extent, duty).is_none() {
             return rule(claim, Ruling::NotMine { epoch: self.members.epoch() }, turn);
         }
+        // As the owner of a zone it asks the owner among all, for which it needs no login.
+        let can_read = self.can_read(layer);
         let here = self.here(layer, &asked.chunks, peer, Certainty::Sure);
         let mut rest = asked.chunks.difference(&here);
+        // On its way, and got anew should that end.
+        let mut coming = Runs::new();
         if !here.is_empty() {
             match self.others_to_name(asked, again, turn) {
                 Some(peers) => rule(claim, Ruling::Refer { chunks: here, peers }, turn),
+                None if can_read => {
+                    let layer = self.layers.get(&layer);
+                    coming = layer.map_or_else(Runs::new, |layer| minus(&here, &layer.have));
+                    self.give(claim, here.difference(&coming), turn);
+                }
                 None => self.give(claim, here, turn),
             }
         }
-        // As the owner of a zone it asks the owner among all, for which it needs no login.
-        let can_read = self.can_read(layer);
         let limits = &self.limits;
         let book = self.desk.book(layer, extent, turn.now, limits);
         if again {
@@ -222,12 +229,15 @@ impl Flight {
             rest.remove_all(&known);
             rule(claim, Ruling::Refer { chunks: known, peers: vec![*other] }, turn);
         }
-        if rest.is_empty() {
+        if can_read {
+            rest.insert_all(&coming);
+            if !rest.is_empty() {
+                book.note_given(peer, turn.now);
+                self.read_for(asked, rest, duty, turn);
+            }
             return;
         }
-        if can_read {
-            book.note_given(peer, turn.now);
-            self.read_for(asked, rest, duty, turn);
+        if rest.is_empty() {
             return;
         }
         if !claimant_can_read {

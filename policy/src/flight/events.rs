@@ -101,6 +101,9 @@ impl Flight {
                         origin.learn(turn.now.since(ask.sent));
                     }
                     ask.renew(turn.now);
+                    if let Source::Peer(peer) = ask.source {
+                        self.peers.alive(peer);
+                    }
                 }
             }
             Event::AskEnded { ask, outcome } => self.ask_ended(ask, outcome, turn),
@@ -113,6 +116,9 @@ impl Flight {
         let now = self.now;
         let Some(ask) = self.asks.get_mut(&id) else { return };
         ask.renew_pending(now, &self.limits);
+        if let Source::Peer(peer) = ask.source {
+            self.peers.alive(peer);
+        }
         let origin = self.layers.get(&ask.layer).and_then(|record| record.origin.no);
         if let Some(wait) = registry_rests
             && let Some(shared) = origin.and_then(|no| self.origins.get_mut(&no))
@@ -200,6 +206,7 @@ impl Flight {
     }
 
     fn peer_has(&mut self, peer: PeerNo, layer: DiffId, chunks: &Runs) {
+        self.peers.alive(peer);
         if !self.peers.is_usable(peer, self.now) {
             return;
         }

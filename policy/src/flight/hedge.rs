@@ -1,6 +1,8 @@
 //! A reader that waits longer for a peer than nine in ten do gets its chunks from a second one as well.
 //!
 //! The lease moves to the second ask, and the first one goes on without it: whoever brings a chunk first has brought it.
+//! When nobody else has what a peer has and does not send, its chunks are wanted anew without it: their owners are asked,
+//! this peer not among them, and whoever's turn it is reads them from the registry once more.
 //! What may be asked twice is a share of what demand has asked of peers, so that a slow network is not made slower.
 
 use hermes_image::runs::Runs;
@@ -8,6 +10,7 @@ use hermes_image::runs::Runs;
 use super::asking::Question;
 use super::schedule::Need;
 use super::shape::minus;
+use super::table::Ask;
 use super::{Flight, Turn};
 use crate::class::Class;
 use crate::event::{AskId, PeerNo, Reason, Source};
@@ -49,12 +52,12 @@ impl Flight {
         let mut next: Option<Instant> = None;
         for (id, ask) in &self.asks {
             let Source::Peer(peer) = ask.source else { continue };
-            if ask.class != Class::Demand || ask.chunks.is_empty() || !ask.shadow.is_empty() {
+            if !ask.is_waited_for() || ask.chunks.is_empty() || !ask.shadow.is_empty() {
                 continue;
             }
             let at = match ask.first_sign {
-                None => ask.sent + after,
-                Some(_) => ask.last_brought + after * SLOW_SILENCES,
+                None => ask.progress_at() + after,
+                Some(_) => ask.progress_at() + after * SLOW_SILENCES,
             };
             if at <= turn.now {
                 due.push((*id, peer));
@@ -89,20 +92,50 @@ impl Flight {
             .map(|(peer, holder)| (*peer, wanted.intersection(&holder.chunks)))
             .filter(|(_, offer)| !offer.is_empty())
             .collect();
-        let Some(most) = offers.iter().map(|(_, offer)| offer.chunk_count()).max() else { return };
+        let Some(most) = offers.iter().map(|(_, offer)| offer.chunk_count()).max() else {
+            return self.do_without(id, slow, turn.now);
+        };
         let best: Vec<PeerNo> =
             offers.iter().filter(|(_, offer)| offer.chunk_count() == most).map(|(peer, _)| *peer).collect();
         let Some(peer) = self.peers.choose(&best, bytes, Class::Demand, &self.limits, turn.rng) else { return };
         let Some((_, chunks)) = offers.into_iter().find(|(other, _)| *other == peer) else { return };
-        self.shadow(id, &chunks);
-        self.hedges.twice += bytes;
+        self.shadow(id, &chunks, bytes);
         let need = Need { layer, class: Class::Demand, since: turn.now, place: None, acts_for: None };
         self.ask_peer(&need, Question::here(peer, chunks, Reason::Hedge), turn);
     }
 
+    /// Nobody else has what a peer has and has not sent for as long as a rank waits: it rests, and its chunks are wanted anew. What
+    /// it does not have itself yet comes as soon as it can, from whomever.
+    fn do_without(&mut self, id: AskId, slow: PeerNo, now: Instant) {
+        let wait = self.rank_wait();
+        let Some(ask) = self.asks.get(&id).filter(|_| self.members.is_swarm()) else { return };
+        let (layer, at) = (ask.layer, ask.progress_at() + wait);
+        let Some(record) = self.layers.get(&layer) else { return };
+        let has = record.holders.get(&slow).map(|holder| ask.chunks.intersection(&holder.chunks)).unwrap_or_default();
+        if has.is_empty() {
+            return;
+        }
+        if at > now {
+            return self.wake_at(at);
+        }
+        let bytes = record.bytes(&has);
+        self.peers.slow(slow, now, &self.limits);
+        self.shadow(id, &has, bytes);
+        self.dirty = true;
+    }
+
+    /// An ask has ended. What nobody has sent was not asked for twice in vain.
+    pub(super) fn refund(&mut self, ask: &Ask) {
+        if ask.first_sign.is_none() {
+            self.hedges.twice = self.hedges.twice.saturating_sub(ask.hedged_bytes);
+        }
+    }
+
     /// Takes the lease of chunks from an ask that goes on.
-    fn shadow(&mut self, id: AskId, chunks: &Runs) {
+    fn shadow(&mut self, id: AskId, chunks: &Runs, bytes: u64) {
         let Some(ask) = self.asks.get_mut(&id) else { return };
+        self.hedges.twice += bytes;
+        ask.hedged_bytes += bytes;
         ask.chunks = minus(&ask.chunks, chunks);
         ask.shadow.insert_all(chunks);
         if let Some(record) = self.layers.get_mut(&ask.layer) {

@@ -188,6 +188,7 @@ impl Flight {
                 self.origins.retain(|_, record| !record.is_unused());
             }
         }
+        self.refund(&ask);
         if !ask.chunks.is_empty() {
             self.desk.note_broken(ask.layer, &ask.chunks);
         }

@@ -190,6 +190,7 @@ impl Flight {
         let mut wanted = minus(&read.missing, &record.leased);
         wanted.insert_all(&self.unsure(record, &read.missing, read.acts_for));
         let mut look_again = None;
+        let rank_wait = self.rank_wait();
         for id in &record.overtakable {
             let Some(ask) = self.asks.get_mut(id) else { continue };
             let mut far = ask.chunks.intersection(&read.missing);
@@ -204,7 +205,8 @@ impl Flight {
                 let before = far.chunk_count();
                 far.remove(near);
                 if far.chunk_count() < before {
-                    let stall = self.limits.stall(ask.source, Class::Demand);
+                    ask.joined.get_or_insert(now);
+                    let stall = self.limits.reader_stall(ask.source, rank_wait);
                     ask.silence = ask.silence.min(stall + self.limits.lease_grace);
                     ask.lease_until = ask.lease_until.min(now + ask.silence);
                     if ask.first_sign.is_none() {

@@ -67,6 +67,10 @@ pub(super) struct Ask {
     pub(super) chunks: Runs,
     /// Chunks that it was asked for and whose lease has moved to a second ask.
     pub(super) shadow: Runs,
+    /// Bytes of it that were asked for twice.
+    pub(super) hedged_bytes: u64,
+    /// Since when readers wait for what was asked for as prefetch.
+    pub(super) joined: Option<Instant>,
     /// Bytes that were asked for, for the books of the source.
     pub(super) bytes: u64,
     /// Logical bytes that it has brought so far.
@@ -92,11 +96,21 @@ impl Ask {
     /// Notes that the peer works on it. A word is a sign of life only for so long.
     pub(super) fn renew_pending(&mut self, now: Instant, limits: &Limits) {
         self.first_sign.get_or_insert(now);
-        let patience = match self.class {
-            Class::Demand => limits.pending_patience.demand,
-            Class::Prefetch => limits.pending_patience.prefetch,
+        let patience = match self.is_waited_for() {
+            true => limits.pending_patience.demand,
+            false => limits.pending_patience.prefetch,
         };
-        self.lease_until = (now + self.silence).min(self.last_brought + patience).max(now);
+        self.lease_until = (now + self.silence).min(self.progress_at() + patience).max(now);
+    }
+
+    /// Whether a reader waits for what it brings.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.class == Class::Demand || self.joined.is_some()
+    }
+
+    /// When it brought something last, or readers began to wait for it.
+    pub(super) fn progress_at(&self) -> Instant {
+        self.joined.map_or(self.last_brought, |at| at.max(self.last_brought))
     }
 
     /// How far behind its head a demand read may find a chunk and still wait for it, in logical bytes: what it brings
