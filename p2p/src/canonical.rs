@@ -4,6 +4,8 @@
 //! length of one or two bytes in front; numbers are little endian. There is exactly one encoding of each value, and a
 //! decoder takes nothing else, so that what was signed and what was read cannot differ.
 
+use std::str::FromStr;
+
 use libp2p::PeerId;
 use libp2p::identity::{Keypair, PublicKey, ed25519};
 use thiserror::Error;
@@ -80,7 +82,7 @@ pub(crate) fn ed25519_of(key: &Keypair) -> Option<ed25519::Keypair> {
 
 /// Writes fields one after the other.
 #[derive(Debug, Default)]
-pub(crate) struct Writer(Vec<u8>);
+pub struct Writer(Vec<u8>);
 
 impl Writer {
     pub(crate) fn u8(&mut self, value: u8) -> &mut Self {
@@ -121,11 +123,21 @@ impl Writer {
 
 /// Reads fields one after the other.
 #[derive(Debug)]
-pub(crate) struct Reader<'a>(&'a [u8]);
+pub struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
+    }
+
+    /// Of at most `len_max` bytes that begin with `version`.
+    pub(crate) fn versioned(bytes: &'a [u8], len_max: usize, version: u8) -> Result<Self, DecodeError> {
+        if bytes.len() > len_max {
+            return Err(DecodeError::Long(bytes.len() - len_max));
+        }
+        let mut fields = Self(bytes);
+        let found = fields.u8()?;
+        if found == version { Ok(fields) } else { Err(DecodeError::Version(found)) }
     }
 
     pub(crate) fn left(&self) -> usize {
@@ -160,9 +172,20 @@ impl<'a> Reader<'a> {
         self.bytes(usize::from(len))
     }
 
-    /// Text of at most 255 bytes.
-    pub(crate) fn text(&mut self, field: &'static str) -> Result<&'a str, DecodeError> {
-        std::str::from_utf8(self.short()?).map_err(|_| DecodeError::Field(field))
+    /// Text of at most 255 bytes that stands for a `T`.
+    pub(crate) fn parsed<T: FromStr>(&mut self, field: &'static str) -> Result<T, DecodeError> {
+        let text = std::str::from_utf8(self.short()?).map_err(|_| DecodeError::Field(field))?;
+        text.parse().map_err(|_| DecodeError::Field(field))
+    }
+
+    /// The name of a node, in its one form.
+    pub(crate) fn peer(&mut self) -> Result<PeerId, DecodeError> {
+        let name = self.short()?;
+        let peer = PeerId::from_bytes(name).map_err(|_| DecodeError::Field("peer"))?;
+        if peer.to_bytes() != name || PeerKey::of(&peer).is_none() {
+            return Err(DecodeError::Field("peer"));
+        }
+        Ok(peer)
     }
 
     /// That was all.

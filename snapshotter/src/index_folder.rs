@@ -9,9 +9,8 @@
 //! folder is trusted: statements are checked by signature, artifacts by their name. Only their owner can read the
 //! files: a table of contents tells an image's names, and windows hold bytes of its files.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -19,6 +18,8 @@ use hermes_image::ids::{ArtifactId, Digest};
 use hermes_image::index::wire;
 use hermes_image::verify::Verified;
 use thiserror::Error;
+
+use crate::whole_file::{OWNER_ONLY, write_whole};
 
 /// Longest artifact that is read, in bytes of its plain form: the table of contents of two million files.
 pub const ARTIFACT_LEN_MAX_BYTES: usize = 1 << 30;
@@ -124,7 +125,7 @@ impl IndexFolder {
     /// # Errors
     /// When it cannot be written.
     pub fn put_reference(&self, manifest: Digest, reference: &str) -> Result<(), IndexFolderError> {
-        write_whole(&self.reference_path(manifest), reference.as_bytes())
+        write(&self.reference_path(manifest), reference.as_bytes())
     }
 
     /// The artifact `id`.
@@ -144,7 +145,7 @@ impl IndexFolder {
     /// # Errors
     /// When it cannot be written; an older one stays.
     pub fn put_statement(&self, manifest: Digest, signed: &[u8]) -> Result<(), IndexFolderError> {
-        write_whole(&self.statement_path(manifest), signed)
+        write(&self.statement_path(manifest), signed)
     }
 
     /// Removes what it says about `manifest`; artifacts stay.
@@ -169,7 +170,7 @@ impl IndexFolder {
     /// When it cannot be written.
     pub fn put_artifact(&self, id: ArtifactId, plain: &Verified<Bytes>) -> Result<u64, IndexFolderError> {
         let packed = wire::pack(plain);
-        write_whole(&self.artifact_path(id), &packed)?;
+        write(&self.artifact_path(id), &packed)?;
         Ok(packed.len() as u64)
     }
 }
@@ -182,22 +183,12 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, IndexFolderError> {
     }
 }
 
-/// Mode of the files. Images may be private, and whoever hands an index on does so knowingly.
-const FILE_MODE: u32 = 0o600;
-
-/// Writes `bytes` so that the file is there whole or not at all, also after a power cut.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), IndexFolderError> {
-    let write = || {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
-        let temporary = path.with_extension(format!("tmp{}", std::process::id()));
-        let mut file = File::options().write(true).create(true).truncate(true).mode(FILE_MODE).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(|source| IndexFolderError::Io { action: "write", path: path.to_owned(), source })
+/// Only its owner can read it: images may be private, and whoever hands an index on does so knowingly.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), IndexFolderError> {
+    path.parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| write_whole(path, OWNER_ONLY, bytes))
+        .map_err(|source| IndexFolderError::Io { action: "write", path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -215,7 +206,7 @@ mod tests {
         folder.put_statement(Digest([1; 32]), b"signed").expect("written");
         for path in [folder.artifact_path(id), folder.statement_path(Digest([1; 32]))] {
             let mode = fs::metadata(&path).expect("there").permissions().mode();
-            assert_eq!(mode & 0o777, FILE_MODE, "{}", path.display());
+            assert_eq!(mode & 0o777, OWNER_ONLY, "{}", path.display());
         }
     }
 

@@ -30,3 +30,5 @@ pub mod snapshots;
 pub mod state_version;
 pub mod status;
 pub mod telemetry;
+
+mod whole_file;

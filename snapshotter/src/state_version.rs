@@ -5,12 +5,14 @@
 //! does not know; so a downgrade past a change ends with a message and leaves everything as it was. A folder of the
 //! version before is brought up to date.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::whole_file::{READABLE, write_whole};
 
 /// The version that this build writes. 0 had no record of what is mounted where; a folder of that time has no file.
 pub const NEWEST: u32 = 1;
@@ -97,15 +99,11 @@ pub fn open(state: &Path) -> Result<(), StateVersionError> {
     }
     // From 0 to 1: the table of mounts is new, and empty until something is mounted.
     let path = state.join("version");
-    let write = || -> io::Result<()> {
-        let temporary = path.with_extension("new");
-        let mut file = File::create(&temporary)?;
-        writeln!(file, "{NEWEST}")?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        File::open(state)?.sync_all()
-    };
-    write().map_err(|source| StateVersionError::Io { what: "write", path: path.clone(), source })
+    write_whole(&path, READABLE, format!("{NEWEST}\n").as_bytes()).map_err(|source| StateVersionError::Io {
+        what: "write",
+        path,
+        source,
+    })
 }
 
 #[cfg(test)]

@@ -29,6 +29,11 @@ fn hermes() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_hermes"))
 }
 
+/// `role` as no other test run calls a container: runc's state is in a place that all of this machine share.
+fn name(role: &str) -> String {
+    format!("{role}-{}", std::process::id())
+}
+
 /// Both sides. Fields drop in this order: containerd ends before the daemon that it asks.
 struct Rig {
     containerd: Containerd,
@@ -40,7 +45,7 @@ struct Rig {
 impl Drop for Rig {
     /// A container outlives containerd, so one that a failed test has left is ended while containerd still runs.
     fn drop(&mut self) {
-        let _ = self.ctr(&["tasks", "rm", "--force", "stays"]);
+        let _ = self.ctr(&["tasks", "rm", "--force", &name("stays")]);
     }
 }
 
@@ -56,6 +61,12 @@ impl Rig {
 
     fn ctr(&self, arguments: &[&str]) -> Result<String> {
         Ok(String::from_utf8(run(self.containerd.ctr().args(arguments))?)?)
+    }
+
+    /// Runs `script` in a container of `image`; what it printed.
+    fn once(&self, image: &str, script: &str) -> Result<String> {
+        let run = ["run", "--rm", "--snapshotter", "hermes", image, &name("once"), "/bin/sh", "-c", script];
+        Ok(self.ctr(&run)?.trim().to_owned())
     }
 
     fn pull(&self, tag: &str) -> Result<String> {
@@ -113,27 +124,28 @@ fn containers_run_on_it_and_nothing_is_left() -> Result<()> {
     rig.agree_on(|count| count == 4).context("shared layers are shared")?;
 
     let script = "cat /etc/a; cat /etc/b 2>/dev/null; cat /gone/c 2>/dev/null; echo new > /etc/b; cat /etc/b";
-    let answer = rig.ctr(&["run", "--rm", "--snapshotter", "hermes", &v1, "once", "/bin/sh", "-c", script])?;
-    ensure!(answer.trim() == "a2new", "the container read '{answer}'");
-    rig.ctr(&["run", "--detach", "--snapshotter", "hermes", &v2, "stays", "/bin/sleep", "600"])?;
+    let answer = rig.once(&v1, script)?;
+    ensure!(answer == "a2new", "the container read '{answer}'");
+    let stays = name("stays");
+    rig.ctr(&["run", "--detach", "--snapshotter", "hermes", &v2, &stays, "/bin/sleep", "600"])?;
     rig.agree_on(|count| count == 5).context("and one for the container that runs")?;
 
     // Whatever happens to the daemon, the container goes on, and is the same afterwards.
     rig.kill()?;
     let exec = |rig: &Rig, id: &str| {
-        rig.ctr(&["tasks", "exec", "--exec-id", id, "stays", "/bin/sh", "-c", "cat /etc/a; echo > /tmp-file"])
+        rig.ctr(&["tasks", "exec", "--exec-id", id, &stays, "/bin/sh", "-c", "cat /etc/a; echo > /tmp-file"])
     };
     ensure!(exec(&rig, "without")?.trim() == "other");
     rig.restart()?;
     ensure!(exec(&rig, "with")?.trim() == "other");
     rig.agree_on(|count| count == 5).context("both sides agree after a crash")?;
 
-    rig.ctr(&["tasks", "kill", "--signal", "SIGKILL", "stays"])?;
+    rig.ctr(&["tasks", "kill", "--signal", "SIGKILL", &stays])?;
     wait_for("the end of the container", DEADLINE, || {
         rig.ctr(&["tasks", "ls"]).is_ok_and(|tasks| tasks.contains("STOPPED")).then_some(())
     })?;
-    rig.ctr(&["tasks", "rm", "stays"])?;
-    rig.ctr(&["containers", "rm", "stays"])?;
+    rig.ctr(&["tasks", "rm", &stays])?;
+    rig.ctr(&["containers", "rm", &stays])?;
     rig.ctr(&["images", "rm", "--sync", &v1])?;
     // The sync is one of containerd's garbage collection.
     rig.agree_on(|count| count == 3).context("the end of unused snapshots")?;
@@ -160,7 +172,7 @@ fn a_pull_that_loses_the_daemon_is_pulled_again() -> Result<()> {
         rig.restart()?;
         let image = rig.pull("v1")?;
         rig.agree_on(|count| count >= 3).with_context(|| format!("round {round}"))?;
-        let answer = rig.ctr(&["run", "--rm", "--snapshotter", "hermes", &image, "once", "/bin/cat", "/etc/a"])?;
+        let answer = rig.once(&image, "cat /etc/a")?;
         ensure!(answer == "a2", "round {round}: the container read '{answer}'");
         rig.ctr(&["images", "rm", "--sync", &image])?;
         rig.agree_on(|count| count == 0).context("the end of all snapshots")?;

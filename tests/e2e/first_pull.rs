@@ -17,12 +17,13 @@ use hermes_registry::Options;
 use hermes_snapshotter::status::{NodeStatus, PullStatus};
 use hermes_tests::command::run;
 use hermes_tests::compress::Compression;
-use hermes_tests::containerds::{Host, RunningContainerd};
+use hermes_tests::containerds::Host;
 use hermes_tests::cri;
 use hermes_tests::daemon::Daemon;
 use hermes_tests::faulty::{Fault, FaultyRegistry};
 use hermes_tests::guard::{ScratchDir, wait_for};
 use hermes_tests::layout::{Layout, NewLayer};
+use hermes_tests::lazy_host::{self, Container};
 use hermes_tests::runnable;
 use hermes_tests::sample::content;
 use hermes_tests::tarball::{Entry, Tarball};
@@ -82,14 +83,7 @@ impl Stage {
 
     /// A host with containerd of `line` that uses Hermes.
     fn host(line: &str) -> Result<Host> {
-        let host = Host::new(line)?;
-        fs::write(host.config(), host.default_config()?)?;
-        let (containerd, socket) = (host.containerd(), host.socket());
-        let (containerd, socket) = (containerd.to_str().context("UTF-8")?, socket.to_str().context("UTF-8")?);
-        let arguments = ["node", "install", "--no-start", "--containerd", containerd, "--socket", socket];
-        let installed = host.hermes(hermes().to_str().context("UTF-8")?, &arguments)?;
-        ensure!(installed.status.success(), "install: {}", String::from_utf8_lossy(&installed.stderr));
-        Ok(host)
+        lazy_host::installed(hermes(), line, None)
     }
 
     /// The daemon of `host`, which signs with the fleet's key.
@@ -110,12 +104,6 @@ impl Stage {
         let printed = run(Command::new("sh").args(["-c", &format!("cksum < {}", path.display())]))?;
         Ok(String::from_utf8(printed)?.trim().to_owned())
     }
-}
-
-fn once(containerd: &RunningContainerd<'_>, image: &str, script: &str) -> Result<String> {
-    let mut command = containerd.ctr();
-    command.args(["run", "--rm", "--snapshotter", "hermes", image, "once", "/bin/sh", "-c", script]);
-    Ok(String::from_utf8(run(&mut command)?)?.trim().to_owned())
 }
 
 /// The decision about the last image that was pulled.
@@ -177,11 +165,11 @@ fn first_and_second(first_line: &str, second_line: &str) -> Result<()> {
     // containerd reads the configuration, and so does the node.
     ensure!(read >= layers && read < layers + 2 * BESIDE_BYTES_MAX, "{read} bytes were read for layers of {layers}");
     ensure!(first.status()?.first_pulls.is_empty());
-    let answer = once(&containerd, &image, &format!("cat /etc/a; cksum < /{}", FILES[0]))?;
+    let answer = containerd.once(&image, &format!("cat /etc/a; cksum < /{}", FILES[0]))?;
     ensure!(answer == format!("top{}", stage.cksum(FILES[0])?), "the container read '{answer}'");
     ensure!(stage.blob_bytes() - before == read, "the container read from the registry");
     // While a container is there, its tree is shown.
-    let container = Container::start(&containerd, &image)?;
+    let container = Container::sleeping(&containerd, &image)?;
     let shown = first.status()?.images.into_iter().next().context("no tree is shown")?;
     ensure!(shown.present_bytes == shown.total_bytes && shown.total_bytes > layers, "{shown:?}");
 
@@ -201,7 +189,7 @@ fn first_and_second(first_line: &str, second_line: &str) -> Result<()> {
     cri::pull(&other.socket(), &image)?;
     let lazy = started.elapsed();
     expect_decision(&second, "lazy")?;
-    let sum = once(&other, &image, &format!("cksum < /{}", FILES[1]))?;
+    let sum = other.once(&image, &format!("cksum < /{}", FILES[1]))?;
     ensure!(sum == stage.cksum(FILES[1])?, "the second node's container read '{sum}'");
     let read = stage.blob_bytes() - before;
     ensure!(read < 2 * BESIDE_BYTES_MAX, "{read} bytes came from the registry, not from the first node");
@@ -211,27 +199,6 @@ fn first_and_second(first_line: &str, second_line: &str) -> Result<()> {
     );
     drop((other, second));
     Ok(())
-}
-
-/// A container that runs until it is dropped, while containerd still runs.
-struct Container<'a>(&'a RunningContainerd<'a>);
-
-impl<'a> Container<'a> {
-    const NAME: &'static str = "first-stays";
-
-    fn start(containerd: &'a RunningContainerd<'a>, image: &str) -> Result<Self> {
-        let container = Self(containerd);
-        let arguments = ["run", "--detach", "--snapshotter", "hermes", image, Self::NAME, "/bin/sleep", "600"];
-        run(containerd.ctr().args(arguments))?;
-        Ok(container)
-    }
-}
-
-impl Drop for Container<'_> {
-    fn drop(&mut self) {
-        let _ = run(self.0.ctr().args(["tasks", "rm", "--force", Self::NAME]));
-        let _ = run(self.0.ctr().args(["containers", "rm", Self::NAME]));
-    }
 }
 
 #[test]
@@ -247,8 +214,8 @@ fn layers_that_an_own_index_has_are_not_read_again() -> Result<()> {
         let read = stage.blob_bytes() - before;
         ensure!(read < limit + 2 * BESIDE_BYTES_MAX, "{read} bytes were read for {tag}");
     }
-    ensure!(once(&containerd, &stage.registry.image("v2"), "cat /etc/a")? == "other");
-    ensure!(once(&containerd, &stage.registry.image("v1"), "cat /etc/a")? == "a2");
+    ensure!(containerd.once(&stage.registry.image("v2"), "cat /etc/a")? == "other");
+    ensure!(containerd.once(&stage.registry.image("v1"), "cat /etc/a")? == "a2");
     Ok(())
 }
 
@@ -276,7 +243,7 @@ fn what_is_small_or_finds_no_room_or_is_switched_off_is_pulled_as_ever() -> Resu
         let reason = decided.reason.context("a reason")?;
         ensure!(reason.contains(if tag == "long" { "could not be taken" } else { "nobody has its index" }), "{reason}");
         if tag == "v1" {
-            ensure!(once(&containerd, &image, "cat /etc/a")? == "a2");
+            ensure!(containerd.once(&image, "cat /etc/a")? == "a2");
         }
         ensure!(stored(&stage.state(&name))? == before, "something is left in the store");
     }
@@ -296,7 +263,7 @@ fn a_layer_that_breaks_off_is_gone_on_with() -> Result<()> {
     expect_decision(&daemon, "lazy")?;
     ensure!(daemon.log().contains("a layer broke off"), "no layer broke off");
     for file in FILES {
-        ensure!(once(&containerd, &image, &format!("cksum < /{file}"))? == stage.cksum(file)?, "{file} came wrong");
+        ensure!(containerd.once(&image, &format!("cksum < /{file}"))? == stage.cksum(file)?, "{file} came wrong");
     }
     Ok(())
 }
@@ -326,7 +293,7 @@ fn a_registry_that_breaks_off_leaves_nothing_and_the_image_is_pulled_as_ever() -
     cri::pull(&containerd.socket(), &image)?;
     // It is not taken again at once.
     expect_decision(&daemon, "unreachable")?;
-    ensure!(once(&containerd, &image, "cat /etc/a")? == "top");
+    ensure!(containerd.once(&image, "cat /etc/a")? == "top");
     Ok(())
 }
 
@@ -362,7 +329,7 @@ fn pulls_that_begin_together_or_are_begun_again_share_one() -> Result<()> {
     expect_decision(&daemon, "lazy")?;
     let read = stage.blob_bytes() - before;
     ensure!(read < layers + 4 * BESIDE_BYTES_MAX, "{read} bytes were read for layers of {layers}");
-    ensure!(once(&containerd, &image, "cat /etc/a")? == "top");
+    ensure!(containerd.once(&image, "cat /etc/a")? == "top");
     Ok(())
 }
 

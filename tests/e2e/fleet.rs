@@ -46,6 +46,19 @@ fn a_fleet_reads_the_right_bytes() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_fleet_goes_on_when_what_it_started_from_is_gone() -> Result<()> {
+    let rig = Rig::new(hermes(), Plan::SMALL)?;
+    let shape = Shape { known: 1, ..Shape::default() };
+    let outcome = scenarios::start_lost("started from nobody", &rig, &shape)?;
+    println!("{}\n{outcome}", Outcome::heading());
+    outcome.check()?;
+    // It reads from the members that it had heard of, not from the registry.
+    let delivered = outcome.delivered();
+    ensure!(delivered.unique_bytes < rig.read_compressed_bytes / 4, "{delivered:?}");
+    Ok(())
+}
+
 /// Another run of this program has a fleet, and is killed in the midst of it.
 #[test]
 fn a_fleet_whose_test_is_killed_leaves_nothing() -> Result<()> {

@@ -11,11 +11,14 @@ use hermes_tests::daemon::{Daemon, HANG};
 use hermes_tests::faulty::{FaultyRegistry, login_header};
 use hermes_tests::guard::{ScratchDir, wait_for};
 use hermes_tests::sample::{Sample, SampleIndex, TAG};
+use hermes_tests::stage::{Stage, last_pull};
 use hermes_tests::web;
 use serde_json::json;
 
 use crate::from_peer::without_layers;
 
+/// The line of containerd.
+const LINE: &str = "1.7";
 const USER: &str = "node";
 const PASSWORD: &str = "a long password";
 /// How long a read waits that nobody answers.
@@ -162,6 +165,47 @@ fn a_private_image_stays_private_when_its_daemon_is_started_again() -> Result<()
     ensure!(denials(&holder)? >= 1.0, "{}", holder.log());
     let member = rig.daemon("member", true, Some(&holder))?;
     reads_from_the_peer(&rig, &member, &rig.dir("member")?)
+}
+
+/// The node has neither a login nor a grant; the kubelet has a login. Peers hold the statement back, so containerd pulls.
+#[test]
+fn a_node_without_a_grant_pulls_a_private_image_as_ever() -> Result<()> {
+    let stage = Stage::new(hermes(), LINE)?;
+    let image = stage.registry.image("v1");
+    stage.registry.want_login(USER, PASSWORD);
+    let path = |name: &str| stage.scratch().join(name).display().to_string();
+    let (secret, login, no_login) = (path("secret"), path("login.json"), path("no-login.json"));
+    fs::write(&secret, "s".repeat(40))?;
+    fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    let auth = json!({ "auth": login_header(USER, PASSWORD).trim_start_matches("Basic ") });
+    fs::write(&login, json!({ "auths": { stage.registry.host(): auth } }).to_string())?;
+    fs::write(&no_login, "{}")?;
+    let common = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--join-secret", &secret];
+
+    let arguments = [&common[..], &["--docker-config", &login]].concat();
+    let holder = Daemon::start(hermes(), &stage.scratch().join("holder"), &arguments)?;
+    let dir = stage.scratch().join("holder-image");
+    fs::create_dir(&dir)?;
+    let index = SampleIndex { folder: stage.index.folder.clone(), key: stage.index.key.clone() };
+    holder.mount(&image, &dir, &index, &["--plain-http"])?;
+    let before = denials(&holder)?;
+
+    let (socket, peer) = (stage.host.socket().display().to_string(), holder.status()?.listen[0].clone());
+    let own =
+        ["--containerd-socket", &socket, "--trust", &stage.index.key, "--peer", &peer, "--docker-config", &no_login];
+    let daemon = Daemon::start(hermes(), &stage.state(), &[&common[..], &own].concat())?;
+    wait_for("the peer", HANG, || (metric(&daemon, "hermes_peers_connected").ok()? >= 1.0).then_some(()))?;
+    let containerd = stage.host.start()?;
+    containerd.cri()?.pull_as(&image, USER, PASSWORD).with_context(|| daemon.log())?;
+    let decided = last_pull(daemon.status()?).with_context(|| daemon.log())?;
+    ensure!(decided.decision == "denied", "{decided:?}\n{}", daemon.log());
+    ensure!(denials(&holder)? > before, "the holder was not asked: {}", holder.log());
+    ensure!(containerd.once(&image, "cat /etc/a")? == "a2", "the container read something else");
+    ensure!(daemon.sources()?.peer_bytes == 0 && stage.trees()? == 0, "{:?}", daemon.sources()?);
+    containerd.remove_all_images()?;
+    drop(containerd);
+    daemon.stop()?;
+    holder.stop().map(drop)
 }
 
 #[test]

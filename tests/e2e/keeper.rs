@@ -6,12 +6,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use hermes_tests::compress::Compression;
 use hermes_tests::daemon::Reading;
 use hermes_tests::faulty::FaultyRegistry;
 use hermes_tests::guard::{ScratchDir, mounts_below, wait_for};
 use hermes_tests::kept::Kept;
-use hermes_tests::sample::{Sample, SampleIndex, TAG};
+use hermes_tests::layout::NewLayer;
+use hermes_tests::node::Index;
+use hermes_tests::sample::{Sample, SampleIndex, TAG, content};
+use hermes_tests::tarball::{Entry, Tarball};
 use rustix::process::Signal;
+use serde_json::json;
 
 /// Longest time that anything here is waited for.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -155,6 +160,42 @@ fn the_deadline_ends_connections_under_erofs() -> Result<()> {
 #[test]
 fn the_deadline_ends_connections_under_fuse() -> Result<()> {
     deadline("fuse-tree")
+}
+
+/// A tree that the store has lost meanwhile is cleared away with its layers; one that shares layers with it goes on, and
+/// the image can be mounted there again.
+#[test]
+fn a_tree_that_cannot_go_on_takes_its_own_layers_with_it() -> Result<()> {
+    let rig = Rig::new("fuse-tree", &[])?;
+    let own = Tarball::of([Entry::file("own/file", content("own/file", 400_000))]);
+    let mut layers = rig.sample.image.layers.clone();
+    layers.push(rig.sample.layout.put_layer(&NewLayer { tar: own, compression: Compression::Gzip(6) })?);
+    rig.sample.layout.add_stored("more", &layers, &json!({}))?;
+    let (image, folder) = (rig.registry.image("more"), rig.scratch.path().join("more-index"));
+    let index = Index::build(hermes(), &image, &folder)?;
+    let index = SampleIndex { folder: index.folder, key: index.key };
+    let dir = rig.scratch.path().join("more");
+    rig.kept.mount(&image, &dir, &index)?;
+    fs::read(dir.join("own/file"))?;
+
+    let shown = rig.kept.status()?.images;
+    let of_dir = |dir: &Path| shown.iter().find(|image| Path::new(&image.dir) == dir).context("it is shown");
+    let (lost, other) = (&of_dir(&dir)?.tree_path, &of_dir(&rig.dir)?.tree_path);
+    ensure!(lost != other, "both images have one tree");
+    fs::remove_file(lost)?;
+    let before = rig.kept.signal_daemon(Signal::KILL)?;
+    rig.kept.wait_for_another(before)?;
+    let images = rig.kept.status()?.images;
+    ensure!(images.len() == 1 && Path::new(&images[0].dir) == rig.dir, "{images:?}\n{}", rig.kept.log());
+    ensure!(mounts_below(&dir)?.is_empty(), "the dead mount is left");
+    // The layers that both have are read on, first the ones of which nothing was here.
+    rig.sample.check(&rig.dir).with_context(|| rig.kept.log())?;
+    rig.kept.mount(&image, &dir, &index)?;
+    ensure!(fs::read(dir.join("own/file"))? == content("own/file", 400_000), "wrong bytes");
+    rig.sample.check(&dir).with_context(|| rig.kept.log())?;
+    ensure!(rig.kept.stop()?.success());
+    ensure!(mounts_below(rig.scratch.path())?.is_empty(), "a mount is left");
+    Ok(())
 }
 
 /// The registry is gone when the daemon starts again: what is here is read at once.

@@ -8,8 +8,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use hermes_tests::containerds::{LINES, RunningContainerd};
+use hermes_tests::containerds::LINES;
 use hermes_tests::guard::wait_for;
+use hermes_tests::lazy_host::Container;
 use hermes_tests::runnable::LARGE;
 use hermes_tests::sample::content;
 use hermes_tests::stage::{Stage, cksum, last_pull};
@@ -90,41 +91,15 @@ fn a_container_reads_on_over_the_death_of_the_daemon() -> Result<()> {
     let containerd = stage.host.start()?;
     let image = stage.registry.image("v1");
     containerd.cri()?.pull(&image)?;
-    let container = Container::start(&containerd, &image)?;
+    let container = Container::sleeping(&containerd, &image)?;
     let (before, trees) = (kept.signal_daemon(Signal::KILL)?, stage.trees()?);
     // Nothing of this file was read yet: it waits for the next daemon, which asks the registry.
     let script = format!("cksum < /{}", LARGE.0);
-    let reader = ["tasks", "exec", "--exec-id", "reader", &container.name(), "/bin/sh", "-c", &script];
-    let sum = containerd.ctr_says(&reader)?;
+    let sum = container.exec(&["/bin/sh", "-c", &script])?;
     ensure!(sum.trim() == large_sum()?, "the container read something else: {sum}");
     kept.wait_for_another(before)?;
     ensure!((stage.trees()?, trees) == (1, 1), "one tree, before and after");
     Ok(())
-}
-
-/// A container that runs until it is dropped, while containerd still runs.
-struct Container<'a>(&'a RunningContainerd<'a>);
-
-impl<'a> Container<'a> {
-    fn start(containerd: &'a RunningContainerd<'a>, image: &str) -> Result<Self> {
-        let container = Self(containerd);
-        let name = container.name();
-        let sleeper = ["run", "--detach", "--snapshotter", "hermes", image, &name, "/bin/sleep", "600"];
-        containerd.ctr_says(&sleeper)?;
-        Ok(container)
-    }
-
-    fn name(&self) -> String {
-        self.0.container_name("lazy-stays")
-    }
-}
-
-impl Drop for Container<'_> {
-    fn drop(&mut self) {
-        let name = self.name();
-        let _ = self.0.ctr_says(&["tasks", "rm", "--force", &name]);
-        let _ = self.0.ctr_says(&["containers", "rm", &name]);
-    }
 }
 
 /// The sum of the large file.

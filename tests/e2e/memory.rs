@@ -15,7 +15,7 @@ use hermes_tests::daemon::Daemon;
 use hermes_tests::faulty::FaultyRegistry;
 use hermes_tests::guard::ScratchDir;
 use hermes_tests::layout::{Layout, NewLayer};
-use hermes_tests::lazy_host::{self, NewContainer, ctr, remove_all};
+use hermes_tests::lazy_host::{self, NewContainer};
 use hermes_tests::node::Index;
 use hermes_tests::runnable;
 use hermes_tests::sample::content;
@@ -52,7 +52,7 @@ fn a_container_with_a_small_limit_reads_a_large_file() -> Result<()> {
     let registry = FaultyRegistry::start(layout(&scratch.path().join("layout"))?.dir())?;
     let image = registry.image("big");
     let index = Index::build(Path::new(hermes()), &image, &scratch.path().join("index"))?;
-    let host = lazy_host::installed(hermes(), "1.7", &[])?;
+    let host = lazy_host::installed(Path::new(hermes()), "1.7", None)?;
     let arguments = lazy_host::arguments(&host, &index, &index.key);
     let arguments = arguments.iter().map(String::as_str).collect::<Vec<_>>();
     let daemon = Daemon::start(Path::new(hermes()), &scratch.path().join("state"), &arguments)?;
@@ -76,7 +76,7 @@ fn a_container_with_a_small_limit_reads_a_large_file() -> Result<()> {
     let peak = status_bytes(daemon.status()?.pid, "VmHWM:")?;
     println!("the daemon's memory was at most {peak} B");
     ensure!(peak <= DAEMON_BYTES_MAX, "the daemon took {peak} bytes");
-    remove_all(&containerd, "hermes")?;
+    containerd.remove_all_images()?;
     drop(containerd);
     daemon.stop().map(drop)
 }
@@ -91,7 +91,7 @@ fn cksum(scratch: &Path) -> Result<String> {
 
 /// The container's first process.
 fn pid(containerd: &RunningContainerd<'_>) -> Result<u32> {
-    let listed = ctr(containerd, &["tasks", "ls"])?;
+    let listed = containerd.ctr_says(&["tasks", "ls"])?;
     let row = listed.lines().find(|line| line.starts_with(NAME)).context("the container does not run")?;
     Ok(row.split_whitespace().nth(1).context("no process id")?.parse()?)
 }

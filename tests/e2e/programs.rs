@@ -14,7 +14,7 @@ use hermes_tests::faulty::FaultyRegistry;
 use hermes_tests::guard::ScratchDir;
 use hermes_tests::images::RealImage;
 use hermes_tests::layout::Layout;
-use hermes_tests::lazy_host::{self, NewContainer, ctr, remove_all};
+use hermes_tests::lazy_host::{self, NewContainer};
 use hermes_tests::node::Index;
 use hermes_tests::programs::{
     self, ASK_BY_NODE, ASK_BY_PYTHON, CORE, FILESYSTEM, NAMESPACE, NUMBERS, PACKAGES, PIP, PRIVILEGES, Script,
@@ -51,7 +51,7 @@ impl Images {
     /// Has `work` done on a host with containerd of `line`, which has pulled the image `tag` for both snapshotters, and
     /// removes the image again.
     fn on(&self, line: &str, tag: &str, work: impl FnOnce(&Rig<'_>) -> Result<()>) -> Result<()> {
-        let host = lazy_host::installed(hermes(), line, &[])?;
+        let host = lazy_host::installed(Path::new(hermes()), line, None)?;
         let arguments = lazy_host::arguments(&host, &self.index, &self.index.key);
         let arguments = arguments.iter().map(String::as_str).collect::<Vec<_>>();
         let state = self.scratch.path().join(format!("state-{line}"));
@@ -61,10 +61,10 @@ impl Images {
         cri::pull(&containerd.socket(), &image)?;
         let decided = daemon.status()?.pulls.into_iter().next_back().context("no image was pulled")?;
         ensure!(decided.decision == "lazy", "{decided:?}: {}", daemon.log());
-        ctr(&containerd, &["images", "pull", "--plain-http", "--snapshotter", THEIRS, &image])?;
+        containerd.ctr_says(&["images", "pull", "--plain-http", "--snapshotter", THEIRS, &image])?;
         let before = self.registry.counters().blob_bytes;
         work(&Rig { images: self, line, containerd: &containerd, image, before })?;
-        remove_all(&containerd, OURS)?;
+        containerd.remove_all_images()?;
         drop(containerd);
         daemon.stop().map(drop)
     }

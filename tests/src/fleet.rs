@@ -61,7 +61,8 @@ pub struct Shape {
     pub zone_rate: Option<u64>,
     /// How much later what a node or the registry sends arrives at the other, beside what the links need.
     pub registry_delay: Duration,
-    /// How many nodes, from the first, every node knows from the start; with none, each is alone.
+    /// How many nodes, from the first, every node knows from the start, by its arguments and by the file of members that
+    /// all are given; with none, each is alone.
     pub known: usize,
     /// Further arguments of the daemons, by node; nodes beyond the end have none.
     pub arguments: Vec<Vec<String>>,
@@ -98,7 +99,7 @@ impl Shape {
         of.unwrap_or(0)
     }
 
-    fn daemon_arguments(&self, node: usize, wires: &Wires, secret: &Path) -> Vec<String> {
+    fn daemon_arguments(&self, node: usize, wires: &Wires, secret: &Path, members: &Path) -> Vec<String> {
         let address = |node| SocketAddr::from((wires.address(node), PEER_PORT)).to_string();
         let mut arguments = vec!["--listen".to_owned(), address(node)];
         arguments.extend(["--join-secret".to_owned(), secret.display().to_string()]);
@@ -108,6 +109,9 @@ impl Shape {
         }
         for other in (0..self.known.min(self.nodes())).filter(|other| *other != node) {
             arguments.extend(["--peer".to_owned(), address(other)]);
+        }
+        if self.known > 0 {
+            arguments.extend(["--members".to_owned(), members.display().to_string()]);
         }
         arguments.extend(self.arguments.get(node).into_iter().flatten().cloned());
         arguments
@@ -162,6 +166,7 @@ impl<'a> Fleet<'a> {
         let mut fleet =
             Self { nodes: Vec::new(), registry, wires, rig, shape: shape.clone(), scratch, _sweeper: sweeper };
         fleet.write_secret()?;
+        fleet.write_members()?;
         for number in 0..shape.nodes() {
             let node = fleet.launch(number)?;
             fleet.nodes.push(node);
@@ -185,13 +190,35 @@ impl<'a> Fleet<'a> {
         Ok(())
     }
 
+    fn members(&self) -> PathBuf {
+        self.scratch.path().join("members.toml")
+    }
+
+    /// Where the nodes are that all know from the start.
+    fn write_members(&self) -> Result<()> {
+        let known = 0..self.shape.known.min(self.shape.nodes());
+        let address = |node| SocketAddr::from((self.wires.address(node), PEER_PORT));
+        let members = known.map(|node| format!("[[member]]\naddress = \"{}\"\n", address(node)));
+        Ok(fs::write(self.members(), members.collect::<String>())?)
+    }
+
+    /// Kills the nodes that all have started from, for good, and removes the file that names them: who is there is
+    /// known from now on by the members alone.
+    ///
+    /// # Errors
+    /// When one of them has ended before.
+    pub fn lose_start(&self) -> Result<()> {
+        fs::remove_file(self.members())?;
+        (0..self.shape.known).try_for_each(|node| self.kill(node))
+    }
+
     fn launch(&self, number: usize) -> Result<Node> {
         let folder = self.scratch.make(format!("node-{number}"))?;
         let mut command = self.wires.node(number).command("unshare");
         command.args(["--mount", "--propagation", "private", "--", "sh", "-c", IN_NAMESPACE, "node", HOLD]);
         command.args(["setpriv", "--pdeathsig", "KILL", "--"]);
         command.arg(&self.rig.hermes);
-        let arguments = self.shape.daemon_arguments(number, &self.wires, &self.secret());
+        let arguments = self.shape.daemon_arguments(number, &self.wires, &self.secret(), &self.members());
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let daemon = Daemon::launch(command, &self.rig.hermes, &folder.join("state"), &arguments)?;
         Ok(Node { daemon, dir: folder.join("image"), killed_at_us: AtomicU64::new(0) })

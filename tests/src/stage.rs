@@ -1,30 +1,25 @@
 //! A host with a real containerd into which Hermes was installed, a registry with runnable images, and their indexes.
 //!
-//! containerd is set up by `hermes node install`, as a user does it, and asked as a kubelet asks it. Daemon and containerd
-//! are started by the test, in the order and as often as it likes.
+//! The host is one of [`lazy_host`]. Daemon and containerd are started by the test, in the order and as often as it likes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use hermes_snapshotter::status::{NodeStatus, PullStatus};
 
 use crate::agree::Sides;
 use crate::command::run;
 use crate::containerds::{Host, RunningContainerd};
-use crate::cri::Cri;
 use crate::daemon::Daemon;
 use crate::faulty::FaultyRegistry;
-use crate::guard::{ScratchDir, mounts_below, wait_for};
+use crate::guard::{ScratchDir, mounts_below};
 use crate::kept::Kept;
 use crate::layout::Layout;
+use crate::lazy_host;
 use crate::node::Index;
 use crate::runnable::{self, PAUSE};
-
-/// How long containerd may take to collect garbage.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The parts. Fields drop in this order.
 #[derive(Debug)]
@@ -70,29 +65,9 @@ impl Stage {
         for tag in indexed {
             index = Some(Index::build(hermes, &registry.image(tag), &folder)?);
         }
-        let host = Host::new(line)?;
-        let mut stage = Self {
-            host,
-            registry,
-            layout,
-            index: index.context("an image has to be indexed")?,
-            hermes: hermes.to_owned(),
-            scratch,
-        };
-        stage.install()?;
-        Ok(stage)
-    }
-
-    /// Installs Hermes on the host.
-    fn install(&mut self) -> Result<()> {
-        let text = self.host.config_for_pods(&self.registry.image(PAUSE))?;
-        fs::write(self.host.config(), text)?;
-        let (containerd, socket) = (self.host.containerd(), self.host.socket());
-        let (containerd, socket) = (containerd.to_str().context("UTF-8")?, socket.to_str().context("UTF-8")?);
-        let arguments = ["node", "install", "--no-start", "--containerd", containerd, "--socket", socket];
-        let installed = self.host.hermes(self.hermes.to_str().context("UTF-8")?, &arguments)?;
-        ensure!(installed.status.success(), "install: {}", String::from_utf8_lossy(&installed.stderr));
-        Ok(())
+        let index = index.context("an image has to be indexed")?;
+        let host = lazy_host::installed(hermes, line, Some(&registry.image(PAUSE)))?;
+        Ok(Self { host, registry, layout, index, hermes: hermes.to_owned(), scratch })
     }
 
     /// The daemon's state folder.
@@ -107,9 +82,7 @@ impl Stage {
 
     /// The arguments of a daemon that answers containerd, takes the stage's indexes and believes `trusted`.
     pub fn arguments_with(&self, trusted: &str) -> Vec<String> {
-        let path = |path: &Path| path.display().to_string();
-        let (socket, folder) = (path(&self.host.socket()), path(&self.index.folder));
-        ["--containerd-socket", &socket, "--index", &folder, "--trust", trusted].map(str::to_owned).to_vec()
+        lazy_host::arguments(&self.host, &self.index, trusted)
     }
 
     /// The same, believing who has made the indexes.
@@ -190,63 +163,6 @@ pub fn last_pull(status: NodeStatus) -> Result<PullStatus> {
 }
 
 impl RunningContainerd<'_> {
-    /// What `ctr` says to `arguments`.
-    ///
-    /// # Errors
-    /// With its complaint.
-    pub fn ctr_says(&self, arguments: &[&str]) -> Result<String> {
-        Ok(String::from_utf8(run(self.ctr().args(arguments))?)?)
-    }
-
-    /// A connection as a kubelet's.
-    ///
-    /// # Errors
-    /// When containerd does not answer.
-    pub fn cri(&self) -> Result<Cri> {
-        Cri::connect(&self.socket())
-    }
-
-    /// `name` as no other host calls a container: runc's state is in a place that all of this machine share.
-    pub fn container_name(&self, name: &str) -> String {
-        let host = self.root().file_name().unwrap_or_default();
-        format!("{name}-{}", host.to_string_lossy())
-    }
-
-    /// Runs `script` in a container of `image`, and returns what it printed.
-    ///
-    /// # Errors
-    /// When it fails.
-    pub fn once(&self, image: &str, script: &str) -> Result<String> {
-        let name = self.container_name("once");
-        let arguments = ["run", "--rm", "--snapshotter", "hermes", image, &name, "/bin/sh", "-c", script];
-        Ok(self.ctr_says(&arguments)?.trim().to_owned())
-    }
-
-    /// Removes every name of every image, as a kubelet does, with a collection of garbage.
-    ///
-    /// # Errors
-    /// When containerd does not.
-    pub fn remove_names(&self) -> Result<()> {
-        let names = self.ctr_says(&["images", "ls", "--quiet"])?;
-        let names = names.lines().collect::<Vec<_>>();
-        if !names.is_empty() {
-            self.ctr_says(&[&["images", "rm", "--sync"], names.as_slice()].concat())?;
-        }
-        Ok(())
-    }
-
-    /// The same, until Hermes has no snapshot any more.
-    ///
-    /// # Errors
-    /// When one stays.
-    pub fn remove_all_images(&self) -> Result<()> {
-        self.remove_names()?;
-        wait_for("the end of all snapshots", DEADLINE, || {
-            let listed = self.ctr_says(&["snapshots", "--snapshotter", "hermes", "ls"]).ok()?;
-            (listed.lines().count() == 1).then_some(())
-        })
-    }
-
     /// Waits until containerd and the daemon of `stage` know the same `count` snapshots.
     ///
     /// # Errors

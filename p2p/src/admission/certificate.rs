@@ -9,18 +9,14 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use libp2p::PeerId;
-use libp2p::identity::ed25519;
 use thiserror::Error;
 
 use super::refusal::Refusal;
 use super::revocation::Revocation;
-use crate::canonical::{DecodeError, PeerKey, Reader, SIGNATURE_LEN_BYTES, Writer, sign};
+use super::signed::{Document, Signed};
+use crate::canonical::{DecodeError, PeerKey, Reader, SIGNATURE_LEN_BYTES, Writer};
 use crate::config::ClusterId;
 
-/// The version of the encoding.
-const VERSION: u8 = 1;
-/// What precedes the signed bytes.
-const DOMAIN: &[u8] = b"hermes member certificate v1\0";
 /// How long a certificate is good for unless its issuer says otherwise. Short, because taking one back takes a notice
 /// that may not reach everybody; and long enough for an issuer that is away for half of it.
 pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(3600);
@@ -85,18 +81,29 @@ pub struct Certificate {
     pub not_after: u64,
 }
 
-impl Certificate {
-    fn body(&self) -> Vec<u8> {
-        let mut out = Writer::default();
-        out.u8(VERSION).short(self.cluster.as_str().as_bytes()).short(&self.peer.to_bytes());
-        out.short(self.zone.as_str().as_bytes()).u64(self.epoch).u64(self.not_before).u64(self.not_after);
-        out.finish()
+impl Document for Certificate {
+    const DOMAIN: &'static [u8] = b"hermes member certificate v1\0";
+    const VERSION: u8 = 1;
+    const LEN_MAX_BYTES: usize = CERTIFICATE_LEN_MAX_BYTES;
+
+    fn cluster(&self) -> &ClusterId {
+        &self.cluster
     }
 
-    /// Signs it with the issuing `key`.
-    pub fn sign(self, key: &ed25519::Keypair) -> SignedCertificate {
-        let signature = sign(key, DOMAIN, &self.body());
-        SignedCertificate { certificate: self, signature }
+    fn write(&self, out: &mut Writer) {
+        out.short(&self.peer.to_bytes()).short(self.zone.as_str().as_bytes());
+        out.u64(self.epoch).u64(self.not_before).u64(self.not_after);
+    }
+
+    fn read(cluster: ClusterId, fields: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            cluster,
+            peer: fields.peer()?,
+            zone: fields.parsed("zone")?,
+            epoch: fields.u64()?,
+            not_before: fields.u64()?,
+            not_after: fields.u64()?,
+        })
     }
 }
 
@@ -119,52 +126,10 @@ impl Trust {
     }
 }
 
-/// A certificate and its issuer's signature, not checked until [`Self::check`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SignedCertificate {
-    pub(crate) certificate: Certificate,
-    pub(crate) signature: [u8; SIGNATURE_LEN_BYTES],
-}
+/// A certificate and its issuer's signature, not checked until [`Signed::check`].
+pub type SignedCertificate = Signed<Certificate>;
 
-impl SignedCertificate {
-    /// What it says, believed or not.
-    pub fn certificate(&self) -> &Certificate {
-        &self.certificate
-    }
-
-    /// The bytes that are sent, at most [`CERTIFICATE_LEN_MAX_BYTES`].
-    pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = self.certificate.body();
-        bytes.extend_from_slice(&self.signature);
-        bytes
-    }
-
-    /// Reads what [`Self::encode`] has written, and nothing else.
-    ///
-    /// # Errors
-    /// When the bytes are too many or not of that form.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        if let Some(more) = bytes.len().checked_sub(CERTIFICATE_LEN_MAX_BYTES).filter(|more| *more > 0) {
-            return Err(DecodeError::Long(more));
-        }
-        let mut fields = Reader::new(bytes);
-        match fields.u8()? {
-            VERSION => {}
-            other => return Err(DecodeError::Version(other)),
-        }
-        let cluster = fields.text("cluster")?.parse().map_err(|_| DecodeError::Field("cluster"))?;
-        let name = fields.short()?;
-        let peer = PeerId::from_bytes(name).map_err(|_| DecodeError::Field("peer"))?;
-        if peer.to_bytes() != name || PeerKey::of(&peer).is_none() {
-            return Err(DecodeError::Field("peer"));
-        }
-        let zone = fields.text("zone")?.parse().map_err(|_| DecodeError::Field("zone"))?;
-        let (epoch, not_before, not_after) = (fields.u64()?, fields.u64()?, fields.u64()?);
-        let signature = fields.array()?;
-        fields.end()?;
-        Ok(Self { certificate: Certificate { cluster, peer, zone, epoch, not_before, not_after }, signature })
-    }
-
+impl Signed<Certificate> {
     /// Whether `peer` may talk in `cluster` at `now` (seconds since 1970) by this certificate.
     ///
     /// # Errors
@@ -177,7 +142,7 @@ impl SignedCertificate {
         revocation: Option<&Revocation>,
         now: u64,
     ) -> Result<(), Refusal> {
-        let said = &self.certificate;
+        let said = &self.said;
         if said.cluster != *cluster {
             return Err(Refusal::OtherCluster);
         }
@@ -194,7 +159,7 @@ impl SignedCertificate {
         if said.epoch < epoch_min || revocation.is_some_and(|revocation| revocation.names(peer)) {
             return Err(Refusal::Revoked);
         }
-        if !trust.has_signed(DOMAIN, &said.body(), &self.signature) {
+        if !self.is_by(trust) {
             return Err(Refusal::UnknownIssuer);
         }
         Ok(())
@@ -203,7 +168,7 @@ impl SignedCertificate {
 
 #[cfg(test)]
 mod tests {
-    use libp2p::identity::Keypair;
+    use libp2p::identity::{Keypair, ed25519};
     use proptest::prelude::*;
 
     use super::*;
@@ -248,7 +213,7 @@ mod tests {
         let later = Trust { epoch_min: 4, ..trust.clone() };
         assert_eq!(signed.check(&cluster("prod"), &peer, &later, None, NOW), Err(Refusal::Revoked));
         let mut widened = signed.clone();
-        widened.certificate.not_after = u64::MAX;
+        widened.said.not_after = u64::MAX;
         assert_eq!(check(&widened, NOW), Err(Refusal::UnknownIssuer));
     }
 

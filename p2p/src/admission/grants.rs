@@ -10,18 +10,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use hermes_image::ids::DiffId;
 use libp2p::PeerId;
-use libp2p::identity::ed25519;
 use parking_lot::Mutex;
 use thiserror::Error;
 
 use super::Admission;
 use super::certificate::{CLOCK_SKEW_SECONDS, Trust};
 use super::issuer::IssueError;
-use crate::canonical::{DecodeError, PeerKey, Reader, SIGNATURE_LEN_BYTES, Writer, sign};
+use super::signed::{Document, Signed};
+use crate::canonical::{DecodeError, PeerKey, Reader, Writer};
 use crate::config::ClusterId;
 
-const VERSION: u8 = 1;
-const DOMAIN: &[u8] = b"hermes layer grant v1\0";
 /// Longest encoded grant. One of this version has at most 210 bytes; the rest is for later ones.
 pub const GRANT_LEN_MAX_BYTES: usize = 1024;
 /// Most grants of others that are kept, about 8 MB of them.
@@ -44,79 +42,40 @@ pub struct Grant {
     pub not_after: u64,
 }
 
-impl Grant {
-    fn body(&self) -> Vec<u8> {
-        let mut out = Writer::default();
-        out.u8(VERSION).short(self.cluster.as_str().as_bytes()).short(&self.peer.to_bytes());
-        out.bytes(&self.layer.0).u64(self.not_after);
-        out.finish()
+impl Document for Grant {
+    const DOMAIN: &'static [u8] = b"hermes layer grant v1\0";
+    const VERSION: u8 = 1;
+    const LEN_MAX_BYTES: usize = GRANT_LEN_MAX_BYTES;
+
+    fn cluster(&self) -> &ClusterId {
+        &self.cluster
     }
 
-    /// Signs it with the issuing `key`.
-    pub fn sign(self, key: &ed25519::Keypair) -> SignedGrant {
-        let signature = sign(key, DOMAIN, &self.body());
-        SignedGrant { grant: self, signature }
+    fn write(&self, out: &mut Writer) {
+        out.short(&self.peer.to_bytes()).bytes(&self.layer.0).u64(self.not_after);
+    }
+
+    fn read(cluster: ClusterId, fields: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self { cluster, peer: fields.peer()?, layer: DiffId(fields.array()?), not_after: fields.u64()? })
     }
 }
 
 /// A grant and its issuer's signature.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SignedGrant {
-    grant: Grant,
-    signature: [u8; SIGNATURE_LEN_BYTES],
-}
+pub type SignedGrant = Signed<Grant>;
 
-impl SignedGrant {
-    /// What it says, believed or not.
-    pub fn grant(&self) -> &Grant {
-        &self.grant
-    }
-
-    /// The bytes that are presented, at most [`GRANT_LEN_MAX_BYTES`].
-    pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = self.grant.body();
-        bytes.extend_from_slice(&self.signature);
-        bytes
-    }
-
-    /// Reads what [`Self::encode`] has written, and nothing else.
-    ///
-    /// # Errors
-    /// When the bytes are too many or not of that form.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        if let Some(more) = bytes.len().checked_sub(GRANT_LEN_MAX_BYTES).filter(|more| *more > 0) {
-            return Err(DecodeError::Long(more));
-        }
-        let mut fields = Reader::new(bytes);
-        match fields.u8()? {
-            VERSION => {}
-            other => return Err(DecodeError::Version(other)),
-        }
-        let cluster = fields.text("cluster")?.parse().map_err(|_| DecodeError::Field("cluster"))?;
-        let name = fields.short()?;
-        let peer = PeerId::from_bytes(name).map_err(|_| DecodeError::Field("peer"))?;
-        if peer.to_bytes() != name || PeerKey::of(&peer).is_none() {
-            return Err(DecodeError::Field("peer"));
-        }
-        let layer = DiffId(fields.array()?);
-        let not_after = fields.u64()?;
-        let signature = fields.array()?;
-        fields.end()?;
-        Ok(Self { grant: Grant { cluster, peer, layer, not_after }, signature })
-    }
-
+impl Signed<Grant> {
     /// Whether it is good in `cluster` at `now` (seconds since 1970), for whomever it names.
     ///
     /// # Errors
     /// With the first reason why not.
     pub fn verify(&self, cluster: &ClusterId, trust: &Trust, now: u64) -> Result<(), GrantError> {
-        if self.grant.cluster != *cluster {
+        if self.said.cluster != *cluster {
             return Err(GrantError::OtherCluster);
         }
-        if now > self.grant.not_after.saturating_add(CLOCK_SKEW_SECONDS) {
+        if now > self.said.not_after.saturating_add(CLOCK_SKEW_SECONDS) {
             return Err(GrantError::Expired);
         }
-        if !trust.has_signed(DOMAIN, &self.grant.body(), &self.signature) {
+        if !self.is_by(trust) {
             return Err(GrantError::UnknownIssuer);
         }
         Ok(())
@@ -231,12 +190,12 @@ impl Grants {
 
     fn verified(&self, from: &PeerId, bytes: &[u8], now: u64) -> Result<Grant, GrantError> {
         let signed = SignedGrant::decode(bytes)?;
-        if signed.grant.peer != *from {
+        if signed.said.peer != *from {
             return Err(GrantError::OtherPeer);
         }
         let trust = self.admission.trust().ok_or(GrantError::Open)?;
         signed.verify(self.admission.cluster(), &trust, now)?;
-        Ok(signed.grant)
+        Ok(signed.said)
     }
 
     /// Whether `peer` has presented a grant for `layer` that is good now.
@@ -316,7 +275,7 @@ impl Grants {
 mod tests {
     use std::sync::Arc;
 
-    use libp2p::identity::Keypair;
+    use libp2p::identity::{Keypair, ed25519};
     use proptest::prelude::*;
 
     use super::super::issuer::Issuer;

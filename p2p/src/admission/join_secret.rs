@@ -20,6 +20,7 @@ use super::certificate::{CERTIFICATE_LIFE, Certificate, SignedCertificate, Trust
 use super::grants::{Grant, SignedGrant};
 use super::issuer::{CertificateRequest, IssueError, Issuer};
 use super::revocation::{Revocation, SignedRevocation};
+use super::signed::Document as _;
 use crate::canonical::PeerKey;
 use crate::config::ClusterId;
 

@@ -20,6 +20,7 @@ pub mod issuer;
 pub mod join_secret;
 pub mod refusal;
 pub mod revocation;
+pub mod signed;
 pub mod upgrade;
 
 use std::collections::HashMap;
@@ -96,7 +97,7 @@ impl Admission {
     /// When the issuer did not issue.
     pub(crate) fn renew(&self, peer: PeerId, zone: certificate::Zone) -> Result<(), IssueError> {
         let Some(issuer) = &self.issuer else { return Ok(()) };
-        let revoked_below = self.revocation().map_or(0, |notice| notice.revocation.epoch_min);
+        let revoked_below = self.revocation().map_or(0, |notice| notice.said.epoch_min);
         let epoch_min = issuer.trust().epoch_min.max(revoked_below);
         let request = CertificateRequest { cluster: self.cluster.clone(), peer, zone, epoch_min, now: unix_now() };
         let certificate = issuer.issue(&request)?;
@@ -121,9 +122,9 @@ impl Admission {
         let Some(trust) = self.trust() else { return Ok(()) };
         let shown = shown.ok_or(Refusal::NoCertificate)?;
         let notice = self.revocation();
-        let notice = notice.as_deref().map(SignedRevocation::revocation);
+        let notice = notice.as_deref().map(SignedRevocation::said);
         shown.check(&self.cluster, peer, &trust, notice, now)?;
-        self.remember(*peer, shown.certificate.not_after, now);
+        self.remember(*peer, shown.said.not_after, now);
         Ok(())
     }
 
@@ -146,7 +147,7 @@ impl Admission {
         if self.is_open() {
             return None;
         }
-        if self.revocation().is_some_and(|notice| notice.revocation.names(peer)) {
+        if self.revocation().is_some_and(|notice| notice.said.names(peer)) {
             return Some(Refusal::Revoked);
         }
         let end = self.admitted.lock().get(peer).copied();
@@ -158,8 +159,8 @@ impl Admission {
 
     /// Whether this node's certificate is of an epoch that is not believed any more.
     pub(crate) fn is_outdated(&self) -> bool {
-        let epoch_min = self.revocation().map_or(0, |notice| notice.revocation.epoch_min);
-        self.own().is_some_and(|own| own.certificate.epoch < epoch_min)
+        let epoch_min = self.revocation().map_or(0, |notice| notice.said.epoch_min);
+        self.own().is_some_and(|own| own.said.epoch < epoch_min)
     }
 
     /// Until when `peer` may stay without renewal, in seconds since 1970.
@@ -171,9 +172,9 @@ impl Admission {
     pub(crate) fn take_revocation(&self, notice: SignedRevocation) -> bool {
         let Some(trust) = self.trust() else { return false };
         let is_newer = |known: &Option<Arc<SignedRevocation>>| {
-            known.as_ref().is_none_or(|known| known.revocation.number < notice.revocation.number)
+            known.as_ref().is_none_or(|known| known.said.number < notice.said.number)
         };
-        if !is_newer(&self.revocation.read()) || !notice.is_by(&self.cluster, &trust) {
+        if !is_newer(&self.revocation.read()) || !notice.is_for(&self.cluster, &trust) {
             return false;
         }
         let mut known = self.revocation.write();
@@ -196,7 +197,7 @@ impl Admission {
             });
         };
         let last = self.revocation();
-        let last = last.as_deref().map(SignedRevocation::revocation);
+        let last = last.as_deref().map(SignedRevocation::said);
         let notice = Revocation::with(&self.cluster, last, peer, unix_now().saturating_mul(1000));
         let notice = notice.ok_or_else(|| IssueError::Failed {
             reason: format!(
@@ -238,6 +239,7 @@ mod tests {
 
     use super::certificate::Zone;
     use super::join_secret::JoinSecret;
+    use super::signed::Document as _;
     use super::*;
 
     fn peer() -> PeerId {

@@ -7,14 +7,12 @@
 use std::collections::BTreeSet;
 
 use libp2p::PeerId;
-use libp2p::identity::ed25519;
 
 use super::certificate::Trust;
-use crate::canonical::{DecodeError, PeerKey, Reader, SIGNATURE_LEN_BYTES, Writer, sign};
+use super::signed::{Document, Signed};
+use crate::canonical::{DecodeError, PeerKey, Reader, Writer};
 use crate::config::ClusterId;
 
-const VERSION: u8 = 1;
-const DOMAIN: &[u8] = b"hermes revocation notice v1\0";
 /// Most names in a notice, 32 KiB of them. Whoever has to take back more raises the epoch, or changes the secret.
 pub const REVOKED_MAX: usize = 1024;
 /// Longest encoded notice.
@@ -57,59 +55,26 @@ impl Revocation {
     pub fn peers(&self) -> impl Iterator<Item = PeerId> + '_ {
         self.revoked.iter().filter_map(PeerKey::peer)
     }
+}
 
-    fn body(&self) -> Vec<u8> {
-        let mut out = Writer::default();
-        out.u8(VERSION).short(self.cluster.as_str().as_bytes()).u64(self.number).u64(self.epoch_min);
+impl Document for Revocation {
+    const DOMAIN: &'static [u8] = b"hermes revocation notice v1\0";
+    const VERSION: u8 = 1;
+    const LEN_MAX_BYTES: usize = REVOCATION_LEN_MAX_BYTES;
+
+    fn cluster(&self) -> &ClusterId {
+        &self.cluster
+    }
+
+    fn write(&self, out: &mut Writer) {
         let count = u16::try_from(self.revoked.len()).expect("at most REVOKED_MAX");
-        out.u16(count);
+        out.u64(self.number).u64(self.epoch_min).u16(count);
         for key in &self.revoked {
             out.bytes(&key.0);
         }
-        out.finish()
     }
 
-    /// Signs it with the issuing `key`.
-    pub fn sign(self, key: &ed25519::Keypair) -> SignedRevocation {
-        let signature = sign(key, DOMAIN, &self.body());
-        SignedRevocation { revocation: self, signature }
-    }
-}
-
-/// A notice and its issuer's signature.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SignedRevocation {
-    pub(crate) revocation: Revocation,
-    signature: [u8; SIGNATURE_LEN_BYTES],
-}
-
-impl SignedRevocation {
-    /// What it says, believed or not.
-    pub fn revocation(&self) -> &Revocation {
-        &self.revocation
-    }
-
-    /// The bytes that are sent and kept.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = self.revocation.body();
-        bytes.extend_from_slice(&self.signature);
-        bytes
-    }
-
-    /// Reads what [`Self::encode`] has written, and nothing else.
-    ///
-    /// # Errors
-    /// When the bytes are too many or not of that form.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        if let Some(more) = bytes.len().checked_sub(REVOCATION_LEN_MAX_BYTES).filter(|more| *more > 0) {
-            return Err(DecodeError::Long(more));
-        }
-        let mut fields = Reader::new(bytes);
-        match fields.u8()? {
-            VERSION => {}
-            other => return Err(DecodeError::Version(other)),
-        }
-        let cluster = fields.text("cluster")?.parse().map_err(|_| DecodeError::Field("cluster"))?;
+    fn read(cluster: ClusterId, fields: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let (number, epoch_min, count) = (fields.u64()?, fields.u64()?, usize::from(fields.u16()?));
         if count > REVOKED_MAX {
             return Err(DecodeError::Field("count"));
@@ -123,20 +88,23 @@ impl SignedRevocation {
             }
             revoked.insert(key);
         }
-        let signature = fields.array()?;
-        fields.end()?;
-        Ok(Self { revocation: Revocation { cluster, number, epoch_min, revoked }, signature })
+        Ok(Self { cluster, number, epoch_min, revoked })
     }
+}
 
+/// A notice and its issuer's signature.
+pub type SignedRevocation = Signed<Revocation>;
+
+impl Signed<Revocation> {
     /// Whether it is for `cluster` and by an issuer that is believed.
-    pub(crate) fn is_by(&self, cluster: &ClusterId, trust: &Trust) -> bool {
-        self.revocation.cluster == *cluster && trust.has_signed(DOMAIN, &self.revocation.body(), &self.signature)
+    pub(crate) fn is_for(&self, cluster: &ClusterId, trust: &Trust) -> bool {
+        self.said.cluster == *cluster && self.is_by(trust)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use libp2p::identity::Keypair;
+    use libp2p::identity::{Keypair, ed25519};
     use proptest::prelude::*;
 
     use super::*;
@@ -160,9 +128,9 @@ mod tests {
         let signed = second.sign(&key);
         let read = SignedRevocation::decode(&signed.encode()).expect("read");
         assert_eq!(read, signed);
-        assert!(read.is_by(&cluster, &trust));
-        assert!(!read.is_by(&"test".parse().expect("a cluster id"), &trust));
-        assert!(!first.sign(&ed25519::Keypair::generate()).is_by(&cluster, &trust));
+        assert!(read.is_for(&cluster, &trust));
+        assert!(!read.is_for(&"test".parse().expect("a cluster id"), &trust));
+        assert!(!first.sign(&ed25519::Keypair::generate()).is_for(&cluster, &trust));
     }
 
     proptest! {
@@ -173,7 +141,7 @@ mod tests {
             }
             // One that starts well.
             let mut out = Writer::default();
-            out.u8(VERSION).short(b"prod").u64(1).u64(2).u16(count).bytes(&bytes);
+            out.u8(Revocation::VERSION).short(b"prod").u64(1).u64(2).u16(count).bytes(&bytes);
             let bytes = out.finish();
             if let Ok(read) = SignedRevocation::decode(&bytes) {
                 prop_assert_eq!(read.encode(), bytes);

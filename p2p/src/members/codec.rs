@@ -22,7 +22,7 @@ use crate::canonical::{DecodeError, Reader, Writer};
 
 /// Longest frame. A summary of 10,000 entries takes 160 kB, as many wanted keys 80 kB, 1,024 suspicions 140 kB, 1,024 of
 /// the longest entries 420 kB, the longest notice 33 kB: below 1 MiB in any combination that is sent.
-pub(crate) const FRAME_LEN_MAX_BYTES: usize = 1 << 20;
+pub const FRAME_LEN_MAX_BYTES: usize = 1 << 20;
 /// Most entries in one frame.
 pub(crate) const ENTRIES_PER_FRAME_MAX: usize = 1024;
 
@@ -34,18 +34,21 @@ const NEWS: u8 = 5;
 
 /// A message that cannot be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub(crate) enum CodecError {
+pub enum CodecError {
+    /// Its length cannot be.
     #[error("a frame of {0} bytes; at most {FRAME_LEN_MAX_BYTES} are allowed, and at least one")]
     FrameLength(usize),
+    /// A type that there is not.
     #[error("no message has type {0}")]
     Type(u8),
+    /// A field that cannot be read.
     #[error("a message cannot be read: {0}")]
     Malformed(#[from] DecodeError),
 }
 
 /// What one node tells another beside comparing.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(crate) struct News {
+pub struct News {
     /// Another frame of news follows at once.
     pub(crate) more: bool,
     pub(crate) notice: Option<Arc<SignedRevocation>>,
@@ -57,7 +60,7 @@ pub(crate) struct News {
 
 /// One word for everything that a node knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Greeting {
+pub struct Greeting {
     pub(crate) root: u64,
     pub(crate) suspicions: u64,
     pub(crate) notice: u64,
@@ -75,7 +78,7 @@ impl Greeting {
 
 /// Which sets of entries differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Buckets(pub(crate) [u8; BUCKETS / 8]);
+pub struct Buckets(pub(crate) [u8; BUCKETS / 8]);
 
 impl Buckets {
     /// Those in which `ours` and `theirs` differ.
@@ -94,17 +97,22 @@ impl Buckets {
 
 /// A message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Message {
+pub enum Message {
+    /// What the asker knows, in three words.
     Greeting(Greeting),
+    /// The answer of one that knows the same.
     Same,
+    /// The answer of one that does not: what it knows, in a word for each set of entries.
     Differs(Greeting, Box<[u64; BUCKETS]>, News),
+    /// What the asker knows of the sets that differ.
     Summary(Buckets, Vec<Known>, News),
+    /// What the other lacks.
     News(News),
 }
 
 impl Message {
     /// The whole frame.
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer::default();
         out.bytes(&[0; 4]);
         match self {
@@ -137,8 +145,11 @@ impl Message {
         frame
     }
 
-    /// Reads a frame without its length, and nothing else.
-    pub(crate) fn decode(frame: &[u8]) -> Result<Self, CodecError> {
+    /// Reads a frame without its length, and nothing else. Signatures are not looked at.
+    ///
+    /// # Errors
+    /// When there is no such message, or a field of it cannot be.
+    pub fn decode(frame: &[u8]) -> Result<Self, CodecError> {
         let mut fields = Reader::new(frame);
         let message = match fields.u8()? {
             GREETING => Self::Greeting(Greeting::decode(&mut fields)?),

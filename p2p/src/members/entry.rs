@@ -50,7 +50,7 @@ pub(crate) struct ShortCertificate {
 
 impl ShortCertificate {
     pub(crate) fn of(signed: &SignedCertificate) -> Self {
-        let said = &signed.certificate;
+        let said = &signed.said;
         let (epoch, not_before, not_after) = (said.epoch, said.not_before, said.not_after);
         Self { epoch, not_before, not_after, signature: signed.signature }
     }
@@ -73,7 +73,7 @@ impl Entry {
             not_before: short.not_before,
             not_after: short.not_after,
         };
-        Some(SignedCertificate { certificate, signature: short.signature })
+        Some(SignedCertificate { said: certificate, signature: short.signature })
     }
 
     pub(crate) fn multiaddrs(&self) -> Vec<Multiaddr> {
@@ -128,22 +128,18 @@ pub(crate) fn sockets_of(claimed: &[Multiaddr]) -> Vec<SocketAddr> {
 
 /// An entry and the bytes that its node has signed; the signature is checked by [`Self::is_genuine`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct SignedEntry {
+pub struct SignedEntry {
     pub(crate) entry: Entry,
     pub(crate) encoded: Box<[u8]>,
 }
 
 impl SignedEntry {
     /// Reads one, and nothing else.
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        if let Some(more) = bytes.len().checked_sub(ENTRY_LEN_MAX_BYTES).filter(|more| *more > 0) {
-            return Err(DecodeError::Long(more));
-        }
-        let mut fields = Reader::new(bytes);
-        match fields.u8()? {
-            VERSION => {}
-            other => return Err(DecodeError::Version(other)),
-        }
+    ///
+    /// # Errors
+    /// When the bytes are too many or not of that form.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut fields = Reader::versioned(bytes, ENTRY_LEN_MAX_BYTES, VERSION)?;
         let key = PeerKey(fields.array()?);
         let count = usize::from(fields.u8()?);
         if count > ADDRESSES_PER_PEER_MAX {
@@ -157,7 +153,7 @@ impl SignedEntry {
             }
             addresses.push(address);
         }
-        let zone = fields.text("zone")?.parse().map_err(|_| DecodeError::Field("zone"))?;
+        let zone = fields.parsed("zone")?;
         let flags = fields.u8()?;
         if flags & !(FLAG_DRAIN | FLAG_FULL) != 0 {
             return Err(DecodeError::Field("flags"));
@@ -181,9 +177,14 @@ impl SignedEntry {
     }
 
     /// Whether the node that it is about has signed it in `cluster`.
-    pub(crate) fn is_genuine(&self, cluster: &ClusterId) -> bool {
+    pub fn is_genuine(&self, cluster: &ClusterId) -> bool {
         let Some((body, signature)) = self.encoded.split_last_chunk::<SIGNATURE_LEN_BYTES>() else { return false };
         self.entry.key.has_signed(ENTRY_DOMAIN, &in_cluster(cluster, body), signature)
+    }
+
+    /// The bytes that its node has signed, with the signature.
+    pub fn encoded(&self) -> &[u8] {
+        &self.encoded
     }
 
     /// What tells this entry from every other, in one word.
@@ -214,7 +215,7 @@ fn read_address(fields: &mut Reader<'_>) -> Result<SocketAddr, DecodeError> {
 
 /// Somebody could not reach a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Suspicion {
+pub struct Suspicion {
     /// Whom.
     pub(crate) target: PeerKey,
     /// As of which of its entries.

@@ -23,8 +23,8 @@
 //! library stands in `docs/decisions/0010-members.md`.
 
 mod candidates;
-pub(crate) mod codec;
-mod entry;
+pub mod codec;
+pub mod entry;
 mod list;
 pub mod provider;
 pub(crate) mod roster;

@@ -256,7 +256,7 @@ impl Roster {
 
     fn notice_taken(&self) {
         let Some(notice) = self.admission.revocation() else { return };
-        let notice = &notice.revocation;
+        let notice = &notice.said;
         let removed = self.table.lock().remove(|peer, entry| {
             let epoch = entry.certificate.as_ref().map_or(0, |certificate| certificate.epoch);
             epoch < notice.epoch_min || notice.names(peer)
@@ -314,7 +314,7 @@ impl Roster {
 
     fn take_notice(&self, notice: &SignedRevocation) -> Result<(), Fault> {
         let Some(trust) = self.admission.trust() else { return Ok(()) };
-        if !notice.is_by(&self.cluster, &trust) {
+        if !notice.is_for(&self.cluster, &trust) {
             return Err(Fault::Notice);
         }
         if self.admission.take_revocation(notice.clone()) {
@@ -365,14 +365,14 @@ impl Roster {
 
     /// One word for everything.
     pub(crate) fn greeting(&self) -> Greeting {
-        let notice = self.admission.revocation().map_or(0, |notice| notice.revocation.number);
+        let notice = self.admission.revocation().map_or(0, |notice| notice.said.number);
         let table = self.table.lock();
         Greeting { root: table.root(), suspicions: table.suspicion_word(), notice }
     }
 
     /// The notice, if it is newer than `number`.
     pub(crate) fn notice_after(&self, number: u64) -> Option<Arc<SignedRevocation>> {
-        self.admission.revocation().filter(|notice| notice.revocation.number > number)
+        self.admission.revocation().filter(|notice| notice.said.number > number)
     }
 
     /// What others should hear now; `None` when there is nothing.

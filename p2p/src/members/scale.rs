@@ -23,6 +23,7 @@ use crate::admission::certificate::{Certificate, Trust};
 use crate::admission::grants::{Grants, SignedGrant};
 use crate::admission::issuer::{CertificateRequest, IssueError, Issuer};
 use crate::admission::revocation::{Revocation, SignedRevocation};
+use crate::admission::signed::Document as _;
 use crate::canonical::{PeerKey, unix_now};
 use crate::swarm::Shared;
 

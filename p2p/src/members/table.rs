@@ -93,7 +93,7 @@ pub(crate) enum Heard {
 
 /// What this node knows of a set of entries, to be compared: the first word of the key and the incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Known {
+pub struct Known {
     pub(crate) short: u64,
     pub(crate) incarnation: u64,
 }

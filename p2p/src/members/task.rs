@@ -153,7 +153,7 @@ impl Task {
             renewing: JoinSet::new(),
             renew_at,
             saving: JoinSet::new(),
-            notice: saved.notice.as_ref().map_or(0, |notice| notice.revocation().number),
+            notice: saved.notice.as_ref().map_or(0, |notice| notice.said().number),
             shown_changes: 0,
             saved_changes: 0,
             save_at: None,
@@ -258,7 +258,7 @@ impl Task {
             let next = self.last_save.map_or(now + SAVE_AFTER, |last| (last + SAVE_EVERY).max(now + SAVE_AFTER));
             self.save_at = Some(next);
         }
-        let notice = self.roster.admission().revocation().map_or(0, |notice| notice.revocation().number);
+        let notice = self.roster.admission().revocation().map_or(0, |notice| notice.said().number);
         if notice != self.notice {
             self.notice = notice;
             // Who was taken out must stay out, whenever this node ends.
@@ -489,7 +489,7 @@ fn outcome_of(peer: PeerId, ended: Result<Result<(), sync::SyncError>, tokio::ti
 /// cluster that started together do not renew together.
 fn next_renewal(roster: &Roster, now: Instant) -> Option<Instant> {
     let own = roster.admission().own()?;
-    let left = Duration::from_secs(own.certificate().not_after.saturating_sub(unix_now()));
+    let left = Duration::from_secs(own.said().not_after.saturating_sub(unix_now()));
     Some(now + left.mul_f64(0.4 + 0.2 * rand::random::<f64>()))
 }
 

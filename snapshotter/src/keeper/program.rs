@@ -1,10 +1,12 @@
 //! Which program the keeper starts as the daemon: the one that an upgrade has named, else its own.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
+
+use crate::whole_file::{READABLE, write_whole};
 
 /// Longest path of a program, in bytes (linux/limits.h, `PATH_MAX`).
 const PATH_MAX_BYTES: usize = 4096;
@@ -35,13 +37,7 @@ pub fn set_program(state: &Path, program: Option<&Path>) -> io::Result<()> {
             _ => Ok(()),
         };
     };
-    let temporary = file.with_extension("new");
-    let mut new = File::create(&temporary)?;
-    new.write_all(program.as_os_str().as_bytes())?;
-    new.write_all(b"\n")?;
-    new.sync_all()?;
-    fs::rename(&temporary, &file)?;
-    File::open(state)?.sync_all()
+    write_whole(&file, READABLE, &[program.as_os_str().as_bytes(), b"\n"].concat())
 }
 
 #[cfg(test)]

@@ -2,13 +2,14 @@
 //! starts, or one that the settings name, which all nodes of a fleet share so that each takes what another has signed.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use hermes_image::statement::SigningKey;
 
 use super::NodeError;
+use crate::whole_file::{OWNER_ONLY, write_whole};
 
 /// A key file is 64 digits and a line's end; what is longer is something else.
 const KEY_FILE_MAX_BYTES: u64 = 1024;
@@ -59,13 +60,8 @@ fn parse(text: &str) -> Option<SigningKey> {
 
 fn create(path: &Path) -> io::Result<SigningKey> {
     let key = SigningKey::from_seed(&rand::random());
-    // Under another name first: a key that is half written would be refused for ever.
-    let temporary = path.with_extension("tmp");
-    let _ = std::fs::remove_file(&temporary);
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    writeln!(file, "{}", hex::encode(key.seed()))?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
+    // Whole or not at all: a key that is half written would be refused for ever.
+    write_whole(path, OWNER_ONLY, format!("{}\n", hex::encode(key.seed())).as_bytes())?;
     Ok(key)
 }
 

@@ -14,9 +14,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::Arc;
 
 use hermes_image::ids::ChunkNo;
@@ -24,7 +23,7 @@ use hermes_store::{Layer, Read, Store, StoreConfig};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::harness::this_test;
+use crate::harness::{kill_after, step};
 use crate::ramp::Ramp;
 
 const ROUNDS: u64 = 200;
@@ -96,14 +95,6 @@ impl Notes {
         }
         puts.into_iter().filter(|(_, begun)| *begun < ended).map(|(chunk, _)| chunk).collect()
     }
-}
-
-/// What the victim says after each step; no message of a failure holds it.
-const STEP: u8 = 0;
-
-/// One step was done: the parent may kill now.
-fn step() {
-    std::io::stderr().write_all(&[STEP]).expect("the parent listens");
 }
 
 fn check(layer: &Layer, ramp: &Ramp) {
@@ -199,36 +190,13 @@ fn work(store: &Store, layers: &[Arc<Layer>], ramps: &[Ramp], notes: Option<&Not
 }
 
 fn kill_rounds(dir: &Path) {
+    let dir = dir.to_str().expect("a readable path");
     let mut random = SmallRng::seed_from_u64(7);
     for round in 0..ROUNDS {
-        let dir = dir.to_str().expect("a readable path");
-        let mut victim = this_test(
-            "kill::victim",
-            &[("HERMES_STORE_VICTIM", dir), ("HERMES_STORE_SEED", &round.to_string()), ("RUST_BACKTRACE", "0")],
-        )
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the victim starts");
         // Few rounds die while they open, the others all over their filling.
         let steps = if round % 10 == 0 { random.random_range(0..3) } else { random.random_range(3..STEPS_MAX) };
-        let mut output = victim.stderr.take().expect("piped");
-        let (mut seen, mut said) = (0, Vec::new());
-        let mut buf = [0; 64];
-        while seen < steps {
-            let len = output.read(&mut buf).expect("reads");
-            said.extend(buf[..len].iter().filter(|byte| **byte != STEP));
-            seen += buf[..len].iter().filter(|byte| **byte == STEP).count() as u64;
-            if len == 0 {
-                break;
-            }
-        }
-        victim.kill().expect("kills");
-        let status = victim.wait().expect("ends");
-        output.read_to_end(&mut said).expect("reads");
-        said.retain(|byte| *byte != STEP);
-        let said = String::from_utf8_lossy(&said);
-        assert!(status.code().is_none() && said.is_empty(), "round {round}: the victim failed: {said}");
+        let settings = [("HERMES_STORE_VICTIM", dir), ("HERMES_STORE_SEED", &round.to_string())];
+        kill_after(steps, "kill::victim", &settings);
     }
 }
 

@@ -1,30 +1,21 @@
 //! `kill -9` at random points of staging and adopting: a layer is there whole, or nothing of it.
 
-use std::io::{Read as _, Write as _};
 use std::path::Path;
-use std::process::Stdio;
 
 use hermes_store::{Read, Store, StoreConfig};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::harness::this_test;
+use crate::harness::{kill_after, step};
 use crate::ramp::Ramp;
 
 const ROUNDS: u64 = 60;
 const LAYERS: u32 = 4;
 /// Most steps before the kill: some lives of every layer.
 const STEPS_MAX: u64 = 200;
-/// What the victim says after each step; no message of a failure holds it.
-const STEP: u8 = 0;
-
 fn ramps() -> Vec<Ramp> {
     let lens: Vec<u64> = (0..24).map(|no| [512, 12_288, 65_536, 3_072, 20_480][no % 5]).collect();
     (1..=LAYERS).map(|layer| Ramp::unique(layer, &lens)).collect()
-}
-
-fn step() {
-    std::io::stderr().write_all(&[STEP]).expect("the parent listens");
 }
 
 /// Opens what the last victim left: every layer that is registered is complete and right, and no file is over.
@@ -82,30 +73,8 @@ fn killed_60_times_a_layer_is_there_whole_or_not_at_all() {
     let dir = folder.path().to_str().expect("a readable path");
     let mut random = SmallRng::seed_from_u64(11);
     for round in 0..ROUNDS {
-        let settings =
-            [("HERMES_STORE_STAGING_VICTIM", dir), ("HERMES_STORE_SEED", &round.to_string()), ("RUST_BACKTRACE", "0")];
-        let mut victim = this_test("staged::victim", &settings)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the victim starts");
-        let steps = random.random_range(0..STEPS_MAX);
-        let mut output = victim.stderr.take().expect("piped");
-        let (mut seen, mut said, mut buf) = (0, Vec::new(), [0; 64]);
-        while seen < steps {
-            let len = output.read(&mut buf).expect("reads");
-            said.extend(buf[..len].iter().filter(|byte| **byte != STEP));
-            seen += buf[..len].iter().filter(|byte| **byte == STEP).count() as u64;
-            if len == 0 {
-                break;
-            }
-        }
-        victim.kill().expect("kills");
-        let status = victim.wait().expect("ends");
-        output.read_to_end(&mut said).expect("reads");
-        said.retain(|byte| *byte != STEP);
-        let said = String::from_utf8_lossy(&said);
-        assert!(status.code().is_none() && said.is_empty(), "round {round}: the victim failed: {said}");
+        let settings = [("HERMES_STORE_STAGING_VICTIM", dir), ("HERMES_STORE_SEED", &round.to_string())];
+        kill_after(random.random_range(0..STEPS_MAX), "staged::victim", &settings);
     }
     reopen(folder.path(), &ramps());
 }

@@ -10,7 +10,7 @@ use std::{env, fs};
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use hermes_fuzz::parts::join;
-use hermes_fuzz::{INPUT_LEN_MAX_BYTES, STATEMENT_KEY_SEED};
+use hermes_fuzz::{INPUT_LEN_MAX_BYTES, ISSUER_SEED, STATEMENT_KEY_SEED};
 use hermes_image::build::{Expect, LayerBuilder, LayerIndex, Options, SpanLimits};
 use hermes_image::erofs;
 use hermes_image::ids::{ArtifactId, ChunkNo, DiffId, Digest, LayerId, SpanNo};
@@ -18,13 +18,18 @@ use hermes_image::index::wire;
 use hermes_image::merge::merge;
 use hermes_image::runs::Runs;
 use hermes_image::statement::{LayerStatement, SigningKey, Statement};
+use hermes_p2p::admission::certificate::Certificate;
+use hermes_p2p::admission::grants::Grant;
+use hermes_p2p::admission::revocation::Revocation;
+use hermes_p2p::admission::signed::Document as _;
 use hermes_p2p::exchange::codec::{
     Accept, Answer, Class, Duty, Encoding, LENGTH_LEN_BYTES, PeerName, Reason, Request, Want,
 };
-use hermes_p2p::{Multiaddr, PeerId};
+use hermes_p2p::{ClusterId, Multiaddr, PeerId};
 use hermes_tests::compress::{Compression, compress};
 use hermes_tests::odd;
 use hermes_tests::tarball::{Entry, Tarball};
+use libp2p::identity::{PublicKey, ed25519};
 use sha2::{Digest as _, Sha256};
 
 /// Chunks that the seeds of the exchange count.
@@ -80,7 +85,9 @@ fn main() -> Result<()> {
     spans(&mut corpus)?;
     sets(&mut corpus)?;
     statements(&mut corpus)?;
-    messages(&mut corpus)
+    messages(&mut corpus)?;
+    documents(&mut corpus)?;
+    members(&mut corpus)
 }
 
 fn tars(corpus: &mut Corpus, name: &str, tar: &[u8]) -> Result<()> {
@@ -250,6 +257,94 @@ fn messages(corpus: &mut Corpus) -> Result<()> {
     }
     for (no, answer) in answers.iter().enumerate() {
         add(format!("answer-{no}-{}", answer.name()), &|out| answer.encode(out))?;
+    }
+    Ok(())
+}
+
+/// The same key at every run.
+fn pair(seed: [u8; 32]) -> Result<ed25519::Keypair> {
+    Ok(ed25519::SecretKey::try_from_bytes(seed)?.into())
+}
+
+fn documents(corpus: &mut Corpus) -> Result<()> {
+    let issuer = pair(ISSUER_SEED)?;
+    let peer = |seed: u8| anyhow::Ok(PublicKey::from(pair([seed; 32])?.public()).to_peer_id());
+    let (start, hour) = (1_700_000_000, 3600);
+    for (cluster, zone) in [("prod", ""), ("prod", "rack-1"), ("a-cluster-of-another-name", "eu-west-1a")] {
+        let cluster: ClusterId = cluster.parse()?;
+        let name = format!("{cluster}-{}", if zone.is_empty() { "no-zone" } else { zone });
+        let (not_before, not_after) = (start, start + hour);
+        let said = Certificate {
+            cluster: cluster.clone(),
+            peer: peer(1)?,
+            zone: zone.parse()?,
+            epoch: 3,
+            not_before,
+            not_after,
+        };
+        corpus.add("certificate", &name, said.sign(&issuer).encode())?;
+        let said = Grant { cluster: cluster.clone(), peer: peer(2)?, layer: DiffId([7; 32]), not_after };
+        corpus.add("grant", &name, said.sign(&issuer).encode())?;
+        let mut last = None;
+        for seed in 1..=3 {
+            let notice = Revocation::with(&cluster, last.as_ref(), &peer(seed)?, start).context("a notice")?;
+            corpus.add("revocation", &format!("{name}-{seed}"), notice.clone().sign(&issuer).encode())?;
+            last = Some(notice);
+        }
+    }
+    Ok(())
+}
+
+/// What members say, written here field by field as docs/protocol.md has it: the crate makes entries of a running node
+/// only.
+fn members(corpus: &mut Corpus) -> Result<()> {
+    let signed = |domain: &[u8], seed: u8, body: &[u8]| {
+        let signature = pair([seed; 32])?.sign(&[domain, b"\x04prod", body].concat());
+        anyhow::Ok([body, &signature].concat())
+    };
+    let entry = |seed: u8, addresses: &[&[u8]], zone: &[u8], flags: u8, certificate: &[u8]| {
+        let key = pair([seed; 32])?.public().to_bytes();
+        let (count, zone_len) = (addresses.len() as u8, zone.len() as u8);
+        let head = [&[1], key.as_slice(), &[count], &addresses.concat(), &[zone_len], zone, &[flags]].concat();
+        let body = [&head, 9_u64.to_le_bytes().as_slice(), certificate].concat();
+        signed(b"hermes member entry v1\0", seed, &body)
+    };
+    let (four, six) = ([4, 10, 0, 0, 7, 0xa1, 0x0f], [&[6, 0xfd], [0; 15].as_slice(), &[0xa1, 0x0f]].concat());
+    let certificate = [&[1], [5; 24].as_slice(), &[6; 64]].concat();
+    let entries = [
+        ("open", entry(1, &[&four], b"", 0, &[0])?),
+        ("closed", entry(2, &[&four, &six], b"rack-1", 2, &certificate)?),
+        ("drains", entry(3, &[], b"a", 1, &certificate)?),
+    ];
+    for (name, bytes) in &entries {
+        corpus.add("member_entry", name, bytes.clone())?;
+    }
+    let suspicion = {
+        let (target, reporter) = (pair([1; 32])?.public().to_bytes(), pair([2; 32])?.public().to_bytes());
+        let body = [target.as_slice(), &9_u64.to_le_bytes(), &reporter].concat();
+        signed(b"hermes member suspicion v1\0", 2, &body)?
+    };
+    let notice = Revocation::with(&"prod".parse()?, None, &PublicKey::from(pair([4; 32])?.public()).to_peer_id(), 5)
+        .context("a notice")?;
+    let notice = notice.sign(&pair(ISSUER_SEED)?).encode();
+    let mut news = [&[0], (notice.len() as u32).to_le_bytes().as_slice(), &notice].concat();
+    news.extend((entries.len() as u16).to_le_bytes());
+    for (_, bytes) in &entries {
+        news.extend((bytes.len() as u16).to_le_bytes());
+        news.extend(bytes);
+    }
+    news.extend([&[1, 0], suspicion.as_slice(), &[1, 0], &[8; 8]].concat());
+    let no_news = [0; 11];
+    let greeting = [1; 24];
+    let messages: [(&str, Vec<u8>); 5] = [
+        ("greeting", [&[1], greeting.as_slice()].concat()),
+        ("same", vec![2]),
+        ("differs", [&[3], greeting.as_slice(), &[2; 2048], &no_news].concat()),
+        ("summary", [&[4], [0xff; 32].as_slice(), &[1, 0], &[3; 16], &no_news].concat()),
+        ("news", [&[5], news.as_slice()].concat()),
+    ];
+    for (name, bytes) in messages {
+        corpus.add("member_message", name, bytes)?;
     }
     Ok(())
 }

@@ -39,6 +39,11 @@ targets! {
     fuzz_erofs_reader = "erofs_reader",
     fuzz_exchange_codec = "exchange_codec",
     fuzz_merge = "merge",
+    fuzz_certificate = "certificate",
+    fuzz_grant = "grant",
+    fuzz_revocation = "revocation",
+    fuzz_member_entry = "member_entry",
+    fuzz_member_message = "member_message",
 }
 
 #[test]

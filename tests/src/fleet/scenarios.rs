@@ -51,6 +51,28 @@ pub fn one_cold(name: &str, rig: &Rig, shape: &Shape) -> Result<Outcome> {
     Outcome::new(name, &fleet, &start, found, &[])
 }
 
+/// The last node, after all others have read, and those that all have started from are gone. It was never told of another
+/// but by them.
+///
+/// # Errors
+/// When the fleet does not come up, or the first reads are not right.
+pub fn start_lost(name: &str, rig: &Rig, shape: &Shape) -> Result<Outcome> {
+    let fleet = Fleet::start(rig, shape)?;
+    let all = everyone(shape);
+    let Some((cold, warm)) = all[shape.known..].split_last() else { anyhow::bail!("a fleet without nodes") };
+    fleet.mount(warm)?;
+    let found = fleet.read(warm, &rig.read, || Ok(()))?;
+    ensure!(found.iter().all(|node| node.failed.is_empty() && node.wrong.is_empty()), "{found:?}");
+    let start = Start::of(&fleet)?;
+    fleet.lose_start()?;
+    fleet.mount(&[*cold])?;
+    let found = fleet.read(&[*cold], &rig.read, || Ok(()))?;
+    for node in found.iter().filter(|node| !node.failed.is_empty()) {
+        println!("the end of the log of node {}:\n{}", node.node, end_of_log(&fleet, node.node));
+    }
+    Outcome::new(name, &fleet, &start, found, &all[..shape.known])
+}
+
 /// Two nodes are killed at a moment that chance decides.
 ///
 /// # Errors

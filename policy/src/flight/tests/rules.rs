@@ -60,6 +60,19 @@ fn a_local_copy_comes_before_a_holder_and_a_holder_before_the_origin() {
 }
 
 #[test]
+fn what_other_layers_hold_is_copied_also_when_it_is_known_late() {
+    let mut node = Node::with_layer();
+    let first = node.demand(0..4);
+    assert_eq!(words(&first), ["spans 0..1"], "a reader does not wait for the look-up");
+    let late = Event::LocalHas { layer: LAYER, chunks: Runs::one(0..8) };
+    assert!(node.tell(late.clone()).is_empty(), "what was asked for is asked for again");
+    assert_eq!(words(&node.demand(4..8)), ["local 4..8"]);
+    // The copies of a layer that was closed meanwhile are nobody's.
+    node.tell(Event::LayerClosed { layer: LAYER });
+    assert!(node.tell(late).is_empty());
+}
+
+#[test]
 fn a_copy_that_fails_is_fetched() {
     let mut node = Node::with_layer();
     node.tell(Event::LocalHas { layer: LAYER, chunks: Runs::one(0..4) });
