@@ -189,6 +189,8 @@ pub struct Limits {
 
     /// Readers per layer that are followed.
     pub readahead_streams: usize,
+    /// After which a holder whose share of a layer has not grown counts as at rest.
+    pub settled: Duration,
     /// First guess ahead of a sequential reader, in bytes; 0 for no readahead.
     pub readahead_first_bytes: u64,
     /// Longest guess, in bytes.
@@ -293,6 +295,8 @@ impl Default for Limits {
             explore_demand_one_in: 64,
 
             readahead_streams: 8,
+            // News come every 50 ms while anything comes at all; a start pauses for a few seconds at most (design, section 5).
+            settled: Duration::from_secs(10),
             readahead_first_bytes: MIB / 2,
             readahead_max_bytes: 16 * MIB,
         }

@@ -216,7 +216,11 @@ impl Flight {
         }
         let all = 0..record.geometry.chunk_count();
         let holder = record.holders.entry(peer).or_default();
-        holder.chunks.insert_all(&chunks.within(all));
+        let more = minus(&chunks.within(all), &holder.chunks);
+        if !more.is_empty() && !holder.chunks.is_empty() {
+            holder.grew = self.now;
+        }
+        holder.chunks.insert_all(&more);
         if holder.chunks.run_count() > self.limits.runs_per_holder {
             holder.chunks = holder.chunks.iter().take(self.limits.runs_per_holder).collect();
         }
@@ -300,6 +304,7 @@ impl Flight {
         let next = record.readahead.read(&run, &record.geometry, &self.limits);
         turn.out.extend(next.mark.map(|(place, chunk)| Action::Watch { layer, place, chunk }));
         let ahead = Runs::one(next.chunks).difference(&record.have);
+        let ahead = record.worth_guessing(ahead, chunks, self.now, &self.limits);
         if !ahead.is_empty() {
             record.ahead.insert_all(&ahead);
             self.ahead_layers.insert(layer);

@@ -21,6 +21,7 @@ use crate::readahead::Readahead;
 use crate::time::{Duration, Instant, nanos};
 
 use super::owners::Quests;
+use super::shape::minus;
 use super::waiters::Waiters;
 
 /// A read that waits.
@@ -135,6 +136,8 @@ pub(super) struct Holder {
     pub(super) chunks: Runs,
     /// What an owner has said that it has, or will have.
     pub(super) promised: Runs,
+    /// When it last said that it has more than before.
+    pub(super) grew: Instant,
     /// The peer refuses us this layer until then.
     pub(super) denied_until: Option<Instant>,
 }
@@ -152,6 +155,11 @@ impl Holder {
             offer.insert_all(&wanted.intersection(&self.promised));
         }
         offer
+    }
+
+    /// Whether it has gone beyond `chunks` and come to rest: what it does not have, its readers did not need.
+    fn has_settled_beyond(&self, chunks: &Runs, now: Instant, limits: &Limits) -> bool {
+        now >= self.grew + limits.settled && minus(chunks, &self.chunks).is_empty()
     }
 
     /// It does not have these.
@@ -251,6 +259,19 @@ impl Layer {
     /// Logical bytes of a set of chunks.
     pub(super) fn bytes(&self, chunks: &Runs) -> u64 {
         chunks.iter().map(|run| self.geometry.len_bytes(&run)).sum()
+    }
+
+    /// What of a guess at the next chunks is worth fetching after a read of `chunks`: all of it, unless a holder that has come
+    /// to rest has read the same; then what holders have.
+    pub(super) fn worth_guessing(&self, ahead: Runs, chunks: &Runs, now: Instant, limits: &Limits) -> Runs {
+        if !self.holders.values().any(|holder| holder.has_settled_beyond(chunks, now, limits)) {
+            return ahead;
+        }
+        let mut held = Runs::new();
+        for holder in self.holders.values() {
+            held.insert_all(&ahead.intersection(&holder.chunks));
+        }
+        held
     }
 
     /// Notes that a source failed, for the report of reads that fail.

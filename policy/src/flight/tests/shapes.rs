@@ -206,6 +206,29 @@ fn a_sequential_reader_is_read_ahead_of() {
 }
 
 #[test]
+fn readahead_asks_nobody_for_what_those_who_have_read_it_did_not_need() {
+    for (rested, expected) in [(ms(50), 0..20), (Limits::default().settled, 0..8)] {
+        let mut node = Node::new(Limits { readahead_first_bytes: 16 * CHUNK, ..no_guessing() });
+        node.open(LAYER, geometry(100), Some(OriginNo(0)));
+        node.holder(A, 0..4);
+        node.tell(Event::PeerHas { peer: A, layer: LAYER, chunks: Runs::one(4..8) });
+        node.wait(rested);
+        let mut actions = node.demand(0..2);
+        actions.extend(node.demand(2..4));
+        actions.extend(node.tell(Event::HoldersFound { layer: LAYER }));
+        let mut asked = Runs::new();
+        for action in actions {
+            match action {
+                Action::AskPeer { chunks, .. } => asked.insert_all(&chunks),
+                Action::AskOrigin { spans, .. } => asked.insert(spans.start * SPAN_CHUNKS..spans.end * SPAN_CHUNKS),
+                _ => {}
+            }
+        }
+        assert_eq!(asked, Runs::one(expected), "a holder at rest for {rested:?}");
+    }
+}
+
+#[test]
 fn too_many_reads_shed_prefetch_first_and_the_last_first() {
     let limits = Limits { waiting_reads: 4, waiting_prefetch_reads: 3, ..no_guessing() };
     let mut node = Node::new(limits);
