@@ -24,12 +24,12 @@ use hermes_image::runs::Runs;
 use libp2p::PeerId;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep_until};
 
 use super::codec::{Accept, Answer, Class, GET_CHUNKS_MAX, PeerName, REFER_PEERS_MAX, Want};
 use super::desk::{Claim, Ruling};
-use super::limits::{Busy, ClaimPermit, TransferPermit};
+use super::limits::{Busy, ClaimPermit, Gate, TransferPermit};
 use super::progress::Subscription;
 use super::server::{ServeError, Server};
 use super::session::{Session, SessionError};
@@ -326,7 +326,9 @@ impl Answering<'_> {
         });
         let wanted = self.given.clone();
         self.looks = false;
+        let core = server.gate.core(get.class).await;
         let (mut upload, missing, mut batch) = tokio::task::spawn_blocking(move || upload.look(&wanted)).await?;
+        drop(core);
         if self.claimed.is_some() {
             let last = std::mem::take(&mut self.last);
             self.lack(missing.intersection(&last));
@@ -340,7 +342,7 @@ impl Answering<'_> {
                 None
             } else {
                 // The next batch is read while this one is written.
-                Some(read_ahead(upload))
+                Some(read_ahead(upload, Arc::clone(&server.gate), self.get.class))
             };
             self.take_rulings(&batch.rest).await;
             self.frames.append(&mut batch.frames);
@@ -349,7 +351,7 @@ impl Answering<'_> {
             server.gate.note_sent(self.peer, self.frames.len());
             self.write(session).await?;
             let Some(ahead) = ahead.filter(|_| !self.ended) else { return Ok(()) };
-            (upload, batch) = ahead.await?;
+            (upload, batch) = ahead.await??;
         }
     }
 
@@ -391,8 +393,11 @@ impl Answering<'_> {
     }
 }
 
-fn read_ahead(upload: Upload) -> JoinHandle<(Upload, Batch)> {
-    tokio::task::spawn_blocking(move || upload.next_batch())
+fn read_ahead(upload: Upload, gate: Arc<Gate>, class: Class) -> JoinHandle<Result<(Upload, Batch), JoinError>> {
+    tokio::spawn(async move {
+        let _core = gate.core(class).await;
+        tokio::task::spawn_blocking(move || upload.next_batch()).await
+    })
 }
 
 /// The next ruling; `None` when there will be none. Cancel safe.

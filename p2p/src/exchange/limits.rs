@@ -1,8 +1,8 @@
 //! What others may take from this node: streams, transfers, requests and bytes.
 //!
-//! Demand goes before prefetch three times over: prefetch has fewer slots, yields between batches while demand is being
-//! served, and of a limited rate gets only what demand leaves: demand is sent at once, and prefetch waits until that is
-//! paid.
+//! Demand goes before prefetch four times over: prefetch has fewer slots, reads and compresses on half of the cores, yields
+//! between batches while demand is being served, and of a limited rate gets only what demand leaves: demand is sent at once,
+//! and prefetch waits until that is paid.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use libp2p::PeerId;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use super::codec::Class;
@@ -62,6 +62,8 @@ struct State {
 pub(crate) struct Gate {
     limits: UploadLimits,
     state: Mutex<State>,
+    /// Prefetch batches that are read and compressed at once.
+    prefetch_batches: Semaphore,
     /// Bytes of chunks that were sent since the node started.
     sent: Mutex<HashMap<PeerId, u64>>,
     /// Told when the last demand transfer has ended.
@@ -112,8 +114,15 @@ impl Gate {
             demand_waits: 0,
             pace,
         };
-        let sent = Mutex::default();
-        Arc::new(Self { limits, state: Mutex::new(state), sent, calm: Notify::new(), freed: Notify::new() })
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Arc::new(Self {
+            limits,
+            state: Mutex::new(state),
+            prefetch_batches: Semaphore::new((cores / 2).max(1)),
+            sent: Mutex::default(),
+            calm: Notify::new(),
+            freed: Notify::new(),
+        })
     }
 
     /// A stream of `peer`, if it may have one more.
@@ -210,6 +219,16 @@ impl Gate {
         }
         state.watchers += 1;
         Ok(WatchPermit { gate: Arc::clone(self) })
+    }
+
+    /// Waits for a core to read and compress a batch on. Demand takes one at once: it would queue behind all transfers of
+    /// prefetch, which all read ahead.
+    pub(crate) async fn core(&self, class: Class) -> Option<SemaphorePermit<'_>> {
+        match class {
+            Class::Demand => None,
+            // Never closed.
+            Class::Prefetch => self.prefetch_batches.acquire().await.ok(),
+        }
     }
 
     /// Waits until `len_bytes` may be sent.

@@ -128,7 +128,7 @@ impl Made {
 
     /// Waits until `count` reads are held back.
     pub(crate) async fn wait_for_held(&self, count: usize) {
-        let waiting = async || (self.waiting.load(Ordering::SeqCst) == count).then_some(());
+        let waiting = async || (self.waiting.load(Ordering::SeqCst) >= count).then_some(());
         wait_for("reads that are held back", waiting).await;
     }
 
