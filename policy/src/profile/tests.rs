@@ -113,7 +113,7 @@ proptest! {
         let all: Vec<_> = (0..count).map(|no| start(1_000_003 + no as u64, usual.clone(), 7)).collect();
         let expected = merge(&all[1..]).expect("they read something");
         let mut with_odd = all[1..].to_vec();
-        with_odd.push(StartRecord::of(1_000_000 + at, layers(3), odd));
+        with_odd.push(StartRecord::of(1_000_000 + at, layers(2), odd));
         let profile = merge(&with_odd).expect("they read something");
         // With two usual ones and an odd one, two of three still say the same.
         let order = |profile: &Profile| chunks_of(profile);

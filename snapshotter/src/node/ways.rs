@@ -89,7 +89,12 @@ impl Probe {
         layer.put(ChunkNo(0), &bytes.map_err(|_| NodeError::Interrupted)?)?;
         let name = layer.diff_id().hex();
         let plain = layer.path().to_owned();
-        self.directory.insert(Arc::new(LayerFile { layer, fetch: self.fetch.clone(), marks: Arc::default() }));
+        self.directory.insert(Arc::new(LayerFile {
+            layer,
+            fetch: self.fetch.clone(),
+            marks: Arc::default(),
+            touches: Arc::default(),
+        }));
         let tree = probe::tree_image().map_err(|error| NodeError::Damaged {
             image: "the probe".to_owned(),
             what: "tree",
