@@ -32,7 +32,7 @@ use crate::fs::tree::TreeFs;
 use crate::index_folder::IndexFolder;
 use crate::indexing::{Artifact, build_index};
 use crate::metrics::RECORDED;
-use crate::mounts::{self, erofs::Backing};
+use crate::mounts;
 use crate::origin::{LayerDescriptor, Origin, ResolvedImage};
 use crate::status::Way;
 
@@ -319,7 +319,7 @@ impl Inner {
         self.store.pin(manifest, MOUNT_PIN)?;
         // Before the mount too: a daemon that takes over must know of everything that can be seen.
         record(&request, &index, way).put(&self.store, &request.dir)?;
-        let direct = self.reads_directly(way, wanted);
+        let direct = self.ways.reads_directly(way, wanted);
         let start = Starts::claim(&layers, |layer| direct && (way == Way::ErofsFiles || layer.layer.is_complete()));
         let shown = match self.show_as(way, wanted, &request.dir, &index, files).await {
             Ok(shown) => shown,
@@ -427,13 +427,6 @@ impl Inner {
         }
     }
 
-    /// Whether the kernel reads complete layers without the daemon in this way. Who asks for a way gets it; else they are read
-    /// so although others are not complete.
-    fn reads_directly(&self, way: Way, wanted: Option<Way>) -> bool {
-        let has_files = self.ways.files == Ok(Backing::File) && self.ways.fuse == Ok(Backing::File);
-        way == Way::ErofsFiles || (way == Way::ErofsFuse && wanted.is_none() && has_files)
-    }
-
     async fn show_as(
         &self,
         way: Way,
@@ -448,7 +441,7 @@ impl Inner {
                 let backing = if way == Way::ErofsFiles { &self.ways.files } else { &self.ways.fuse };
                 let backing = backing.clone().map_err(|reason| NodeError::Way { way, reason })?;
                 let (tree_path, layers_dir) = (index.tree_path.clone(), self.ways.layers_dir.clone());
-                let direct = self.reads_directly(way, wanted);
+                let direct = self.ways.reads_directly(way, wanted);
                 Box::new(move || {
                     let devices = devices(way, direct, &files, &layers_dir)?;
                     Ok(Shown::Erofs(mounts::erofs::mount(&tree_path, &devices, &dir, backing)?))
@@ -514,7 +507,7 @@ impl Inner {
             };
             (image, result)
         });
-        let (image, result) = unmounting.await.map_err(|_| NodeError::Interrupted)?;
+        let (mut image, result) = unmounting.await.map_err(|_| NodeError::Interrupted)?;
         if let Err(source) = result {
             let dir = image.dir.clone();
             images.push(image);
@@ -531,10 +524,7 @@ impl Inner {
         }
         drop(images);
         self.reader.locator().remove(&image.located);
-        let mut image = image;
-        if let Some(start) = image.start.take() {
-            start.end().await;
-        }
+        image.end_start().await;
         let (number, layers) = (image.number, image.layers.iter().map(|layer| layer.diff_id()).collect::<Vec<_>>());
         // With what it reads from, such as loop devices over layer files.
         drop(image);

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::{Inner, NodeError};
+use super::{Inner, MountedImage, NodeError};
 use crate::fetch::{FetchHandle, OpenLayer};
 use crate::metrics::{PrefetchedBytes, RECORDED, StartRecordEnd};
 use crate::profile::{PathIndex, PrefetchJob, Profiles, Start, StartLayer, Wanted, report_steps, summary, touches};
@@ -87,6 +87,15 @@ impl RunningStart {
             prefetch_ended: self.view.ended.lock().map(str::to_owned),
             prefetched_bytes: self.view.fetched_bytes.load(Ordering::Relaxed),
             used_bytes: used,
+        }
+    }
+}
+
+impl MountedImage {
+    /// Ends its start, if that still goes on, and keeps the record.
+    pub(super) async fn end_start(&mut self) {
+        if let Some(start) = self.start.take() {
+            start.end().await;
         }
     }
 }

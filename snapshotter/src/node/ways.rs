@@ -185,6 +185,13 @@ impl Ways {
         ways.into_iter().map(|(way, (available, detail))| WayStatus { way, available, detail }).collect()
     }
 
+    /// Whether the kernel reads complete layers without the daemon in this way. Who asks for a way gets it; else they are read
+    /// so although others are not complete.
+    pub(super) fn reads_directly(&self, way: Way, wanted: Option<Way>) -> bool {
+        let has_files = self.files == Ok(Backing::File) && self.fuse == Ok(Backing::File);
+        way == Way::ErofsFiles || (way == Way::ErofsFuse && wanted.is_none() && has_files)
+    }
+
     /// The best way that works, or the one that was asked for.
     ///
     /// # Errors

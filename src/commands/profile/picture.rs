@@ -155,14 +155,14 @@ fn areas(out: &mut String, touches: &[RecordedTouch], length_s: f64, total: f64)
     for (name, colour, _) in SOURCES {
         let (mut sum, mut next) = (0_u64, 0);
         let mut above = Vec::with_capacity(points + 1);
-        for point in 0..=points {
+        for (point, below) in below.iter().enumerate() {
             let until_s = length_s * point as f64 / points as f64;
             while let Some(touch) = touches.get(next).filter(|touch| f64::from(touch.at_ms) / 1000.0 <= until_s + 1e-9)
             {
                 sum += if touch.source == name { touch.bytes } else { 0 };
                 next += 1;
             }
-            above.push(below[point] + sum as f64);
+            above.push(below + sum as f64);
         }
         if sum > 0 {
             let x = |point: usize| LEFT.x(point as f64 / points as f64);
@@ -250,9 +250,13 @@ fn profile(out: &mut String, report: &ProfileReport) {
             "<text x=\"{x:.1}\" y=\"{top:.1}\" text-anchor=\"end\" font-size=\"11\" fill=\"#a63c06\">{name}</text>"
         );
     }
-    let note = "Paler: in fewer starts. Height: how far starts differ. Steps above a dashed line come before they are read at that speed";
-    text(out, "sub", RIGHT.left, BOTTOM + 60.0, &note[..note.find(". Steps").map_or(note.len(), |at| at + 1)]);
-    text(out, "sub", RIGHT.left, BOTTOM + 78.0, note[note.find("Steps").unwrap_or(0)..].trim());
+    let notes = [
+        "Paler: in fewer starts. Height: how far starts differ",
+        "Steps above a dashed line come before they are read at that speed",
+    ];
+    for (no, note) in notes.iter().enumerate() {
+        text(out, "sub", RIGHT.left, BOTTOM + 60.0 + 18.0 * no as f64, note);
+    }
 }
 
 #[cfg(test)]
