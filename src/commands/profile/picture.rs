@@ -101,13 +101,7 @@ fn axes(out: &mut String, panel: Panel, x: (f64, fn(f64) -> String), y_axis: (f6
 }
 
 fn as_seconds(value: f64) -> String {
-    let digits = if value == 0.0 || value >= 10.0 {
-        0
-    } else if value >= 1.0 {
-        1
-    } else {
-        2
-    };
+    let digits = if value.fract() == 0.0 { 0 } else { 2 - usize::from(value >= 1.0) };
     format!("{value:.digits$} s")
 }
 
@@ -207,8 +201,9 @@ fn profile(out: &mut String, report: &ProfileReport) {
     };
     text(out, "name", RIGHT.left, 58.0, "The profile: when each step is read, in the order of fetching");
     let total = report.steps.iter().map(|step| step.bytes).sum::<u64>().max(1) as f64;
+    let starts = if report.records == 1 { "start" } else { "starts" };
     let line = format!(
-        "{} in {} steps, from {}, {} starts",
+        "{} in {} steps, from {}, {} {starts}",
         output::bytes(total as u64),
         report.steps.len(),
         origin.name(),
