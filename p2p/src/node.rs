@@ -392,6 +392,17 @@ impl Node {
         self.inner.client.artifact_range(peer, id, range, deadline).await
     }
 
+    /// What starts of the image `manifest` read, by `peer`, at most 64 KiB. Nobody has signed it.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// When the peer does not have it or does not give it.
+    pub async fn profile(&self, peer: PeerId, manifest: Digest, deadline: Instant) -> Result<Bytes, ExchangeError> {
+        let client = &self.inner.client;
+        client.while_open(client.profile(peer, manifest, deadline)).await
+    }
+
     /// The signed statement of `manifest` from `peer`, at most 1 MiB. The signature is *not* checked here.
     ///
     /// Cancel safe.

@@ -8,7 +8,7 @@
 //!
 //! Data flows: facts -> [`flight::Flight::handle`] -> requests. [`peers`] chooses among holders, [`members`] says who
 //! owns what, [`readahead`] guesses
-//! what a reader wants next, [`class`] says what a failure means and [`limits`] bounds everything.
+//! what a reader wants next, [`profile`] knows it from earlier starts, [`class`] says what a failure means and [`limits`] bounds everything.
 
 pub mod class;
 pub mod event;
@@ -18,6 +18,7 @@ pub mod geometry;
 pub mod limits;
 pub mod members;
 pub mod peers;
+pub mod profile;
 pub mod readahead;
 pub mod rng;
 pub mod time;

@@ -19,6 +19,7 @@ use hermes_image::verify::{Mismatch, Verified};
 use hermes_p2p::{ExchangeError, PeerId};
 use hermes_policy::class::ErrorClass;
 use hermes_policy::limits::Limits;
+use hermes_policy::profile::{Profile, codec};
 use hermes_store::{Store, StoreError};
 use parking_lot::RwLock;
 use thiserror::Error;
@@ -33,6 +34,9 @@ const ARTIFACT_TIMEOUT: Duration = Duration::from_secs(90);
 const STAGGER: Duration = Duration::from_millis(500);
 /// Peers that are asked at once; more would only divide a slow link.
 const PEERS_AT_ONCE: usize = 3;
+
+/// Peers that are asked for a profile: whoever has started the image has one, and a start does not wait for long.
+const PROFILE_PEERS_MAX: usize = 24;
 
 fn deadline() -> Instant {
     Instant::now() + ARTIFACT_TIMEOUT
@@ -290,6 +294,39 @@ impl Artifacts {
             (Err(NotGiven::Denied), None) => Err(StatementLookupError::Denied),
             (Err(NotGiven::Lacking), None) => Ok(None),
         }
+    }
+}
+
+impl Artifacts {
+    /// What starts of `manifest` read, by a folder or a peer; `None` when nobody knows in time. `proof` are the image's layers,
+    /// for peers that want to see grants. A peer whose answer makes no sense is passed over and not banned: it may be a later
+    /// version, and nothing depends on it. Cancel safe.
+    pub async fn profile(&self, manifest: Digest, proof: &[DiffId]) -> Option<Profile> {
+        let folders = self.folders.read().clone();
+        let look = move || {
+            let read = |folder: &IndexFolder| folder.profile(manifest).ok().flatten();
+            folders.iter().filter_map(read).find_map(|bytes| codec::decode(&bytes).ok())
+        };
+        if let Some(found) = tokio::task::spawn_blocking(look).await.ok().flatten() {
+            return Some(found);
+        }
+        let node = self.peers.as_ref()?;
+        let asked = node.peers().into_iter().take(PROFILE_PEERS_MAX).map(|peer| async move {
+            let answer = match node.profile(peer, manifest, deadline()).await {
+                Err(ExchangeError::Denied { .. }) if has_shown(node, peer, proof).await => {
+                    node.profile(peer, manifest, deadline()).await
+                }
+                answer => answer,
+            };
+            answer.ok().and_then(|bytes| codec::decode(&bytes).ok())
+        });
+        let mut answers = futures::stream::iter(asked).buffer_unordered(PEERS_AT_ONCE);
+        while let Some(answer) = answers.next().await {
+            if answer.is_some() {
+                return answer;
+            }
+        }
+        None
     }
 }
 

@@ -1,4 +1,4 @@
-//! What this node gives to peers: chunks that are present, index artifacts, signed statements.
+//! What this node gives to peers: chunks that are present, index artifacts, signed statements, profiles.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -68,6 +68,13 @@ impl Content for NodeContent {
             return Ok(None);
         }
         self.store.artifact_checked_lately(id).map_err(io::Error::other)
+    }
+
+    fn profile(&self, manifest: Digest) -> Option<Bytes> {
+        if !self.privacy.knows_image(manifest) {
+            return None;
+        }
+        crate::profile::to_give(&self.store, manifest)
     }
 
     fn statement(&self, manifest: Digest) -> Option<Bytes> {

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::UnixStream;
 
 use crate::mounts::users::TreeUse;
-use crate::status::{ImageTrace, MemberStatus, NodeStatus, PeerDetail, WaitingRead, Way};
+use crate::status::{ImageTrace, MemberStatus, NodeStatus, PeerDetail, ProfileReport, WaitingRead, Way};
 
 /// Longest line either way, in bytes: the status of a thousand mounted images.
 const LINE_LEN_MAX_BYTES: u64 = 4 << 20;
@@ -43,6 +43,24 @@ pub enum Request {
         image: String,
         /// Or where it is mounted.
         dir: PathBuf,
+    },
+    /// Tell what starts of an image read.
+    Profile {
+        /// The image, as the user named it, or its digest.
+        image: String,
+        /// Or where it is mounted.
+        dir: PathBuf,
+        /// With the names of files, which walks the whole tree.
+        files: bool,
+    },
+    /// Take a profile of an image that somebody else has made.
+    ImportProfile {
+        /// The image, as the user named it, or its digest.
+        image: String,
+        /// Or where it is mounted.
+        dir: PathBuf,
+        /// The profile, in hexadecimal digits.
+        profile: String,
     },
     /// Tell what is known of each peer.
     Peers,
@@ -129,6 +147,8 @@ pub enum Answer {
     },
     /// Who was asked for an image's chunks.
     Trace(Box<ImageTrace>),
+    /// What starts of an image read.
+    Profile(Box<ProfileReport>),
     /// The peers.
     Peers {
         /// Each of them, this node not among them.

@@ -3,6 +3,7 @@
 //! ```text
 //! statements/<manifest digest, hex>.json   the signed statement
 //! artifacts/<BLAKE3, hex>                  an artifact in its wire form
+//! profiles/<manifest digest, hex>          what starts of the image read; a hint, which nobody signs
 //! ```
 //!
 //! Files are written under a temporary name, synced and renamed, so a reader never sees half of one. Nothing in the
@@ -17,6 +18,7 @@ use bytes::Bytes;
 use hermes_image::ids::{ArtifactId, Digest};
 use hermes_image::index::wire;
 use hermes_image::verify::Verified;
+use hermes_policy::profile::PROFILE_LEN_MAX_BYTES;
 use thiserror::Error;
 
 use crate::whole_file::{OWNER_ONLY, write_whole};
@@ -76,6 +78,10 @@ impl IndexFolder {
         self.path.join("references").join(manifest.hex())
     }
 
+    fn profile_path(&self, manifest: Digest) -> PathBuf {
+        self.path.join("profiles").join(manifest.hex())
+    }
+
     fn artifact_path(&self, id: ArtifactId) -> PathBuf {
         self.path.join("artifacts").join(id.hex())
     }
@@ -128,6 +134,22 @@ impl IndexFolder {
         write(&self.reference_path(manifest), reference.as_bytes())
     }
 
+    /// What starts of `manifest` read, unchecked; `None` also when it is longer than a profile may be.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub fn profile(&self, manifest: Digest) -> Result<Option<Vec<u8>>, IndexFolderError> {
+        Ok(read(&self.profile_path(manifest))?.filter(|bytes| bytes.len() <= PROFILE_LEN_MAX_BYTES))
+    }
+
+    /// Writes down what starts of `manifest` read.
+    ///
+    /// # Errors
+    /// When it cannot be written; an older one stays.
+    pub fn put_profile(&self, manifest: Digest, profile: &[u8]) -> Result<(), IndexFolderError> {
+        write(&self.profile_path(manifest), profile)
+    }
+
     /// The artifact `id`.
     ///
     /// # Errors
@@ -153,7 +175,7 @@ impl IndexFolder {
     /// # Errors
     /// When it is there and cannot be removed.
     pub fn remove(&self, manifest: Digest) -> Result<(), IndexFolderError> {
-        for path in [self.statement_path(manifest), self.reference_path(manifest)] {
+        for path in [self.statement_path(manifest), self.reference_path(manifest), self.profile_path(manifest)] {
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     return Err(IndexFolderError::Io { action: "remove", path, source });

@@ -26,6 +26,7 @@ pub mod mounts;
 pub mod node;
 pub mod origin;
 pub mod privacy;
+pub mod profile;
 pub mod snapshots;
 pub mod state_version;
 pub mod status;

@@ -104,6 +104,9 @@ pub struct ImageStatus {
     pub present_bytes: u64,
     /// Where what came since the daemon started came from.
     pub sources: BySource,
+    /// Its start, unless an earlier daemon has mounted it or it is shown without the daemon.
+    #[serde(default)]
+    pub start: Option<StartStatus>,
 }
 
 impl ImageStatus {
@@ -432,4 +435,120 @@ pub struct NodeStatus {
     pub store_budget_bytes: Option<u64>,
     /// Resident memory of the daemon, in bytes.
     pub memory_bytes: u64,
+}
+
+/// Whose profile it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProfileOrigin {
+    /// Made of this node's own starts.
+    Own,
+    /// From an index folder, a peer, or imported.
+    Given,
+    /// Carried over from an earlier version of the image.
+    EarlierVersion,
+}
+
+impl ProfileOrigin {
+    /// For people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Own => "own starts",
+            Self::Given => "given by others",
+            Self::EarlierVersion => "an earlier version",
+        }
+    }
+}
+
+/// How the start of a mounted image stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartStatus {
+    /// Whether its reads are still being recorded.
+    pub recording: bool,
+    /// Whose profile it is fetched ahead by; `None` when there is none.
+    pub profile: Option<ProfileOrigin>,
+    /// Whether that has ended, and how; `None` while it goes on, or when there is no profile.
+    pub prefetch_ended: Option<String>,
+    /// Uncompressed bytes that came ahead by the profile.
+    pub prefetched_bytes: u64,
+    /// Of these, bytes of chunks that were read.
+    pub used_bytes: u64,
+}
+
+/// A step of a profile, for `hermes profile`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfileStep {
+    /// The layer.
+    pub layer: DiffId,
+    /// Its first chunk.
+    pub first_chunk: u32,
+    /// How many chunks.
+    pub chunks: u32,
+    /// Their uncompressed bytes.
+    pub bytes: u64,
+    /// When they are first read, in milliseconds since the first read of the start.
+    pub at_ms: u32,
+    /// How far the starts differ about that.
+    pub spread_ms: u32,
+    /// In how many percent of the starts.
+    pub weight_percent: u8,
+    /// Some of the files that they hold, where these were asked for.
+    pub files: Vec<String>,
+    /// How many more files they hold.
+    pub more_files: usize,
+}
+
+/// A recorded start, in short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartSummary {
+    /// When it had settled, in Unix seconds.
+    pub ended_seconds: u64,
+    /// From the first read to the last new one, in milliseconds.
+    pub length_ms: u32,
+    /// Uncompressed bytes of the chunks that it read.
+    pub bytes: u64,
+    /// Of these, bytes that it waited for.
+    pub waited_bytes: u64,
+}
+
+/// What was read for the first time at one moment of a start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedTouch {
+    /// Milliseconds since the first read.
+    pub at_ms: u32,
+    /// The layer.
+    pub layer: DiffId,
+    /// The first chunk.
+    pub first_chunk: u32,
+    /// Uncompressed bytes.
+    pub bytes: u64,
+    /// Whether the reader had to wait.
+    pub waited: bool,
+    /// Where the bytes came from: `here`, `local`, `peer` or `registry`.
+    pub source: String,
+}
+
+/// What is known of the starts of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfileReport {
+    /// The image, as it was last asked for.
+    pub reference: String,
+    /// Its manifest.
+    pub manifest: Digest,
+    /// Uncompressed bytes of all its layers.
+    pub image_bytes: u64,
+    /// Whose profile it is; `None` when there is none.
+    pub origin: Option<ProfileOrigin>,
+    /// How many starts it is made of.
+    pub records: u8,
+    /// When the newest of them was, in Unix seconds.
+    pub newest_seconds: u64,
+    /// Its steps, in order.
+    pub steps: Vec<ProfileStep>,
+    /// The profile as it is written, in hexadecimal digits.
+    pub encoded: String,
+    /// The starts that this node has recorded, the newest first.
+    pub starts: Vec<StartSummary>,
+    /// What the newest of them read.
+    pub touches: Vec<RecordedTouch>,
 }

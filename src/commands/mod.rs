@@ -9,6 +9,7 @@ mod keeper;
 mod members;
 mod mount;
 mod node;
+mod profile;
 mod registry;
 mod setup;
 mod status;
@@ -59,6 +60,9 @@ enum Command {
     Status(status::StatusArgs),
     /// Show who gave the chunks of a mounted image, when, and why they were asked; as a table and as a picture.
     Trace(trace::TraceArgs),
+    /// Show, explain, export and import what starts of an image read.
+    #[command(subcommand)]
+    Profile(profile::ProfileCommand),
     /// Show who the members of the swarm are; take a member's certificates back; leave and join again.
     Members(members::MembersArgs),
     /// Change what the node's daemon logs, while it runs.
@@ -118,6 +122,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Complete(args) => mount::complete(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Trace(args) => trace::run(args).await,
+            Command::Profile(command) => profile::run(command).await,
             Command::Members(args) => members::run(args).await,
             Command::LogLevel(args) => status::log_level(args).await,
             Command::Doctor(args) => doctor::run(args).await,

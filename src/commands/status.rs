@@ -2,7 +2,7 @@
 
 use clap::Args;
 use hermes_snapshotter::control::{self, Answer, Request};
-use hermes_snapshotter::status::{NodeStatus, PeerDetail, WaitingRead};
+use hermes_snapshotter::status::{NodeStatus, PeerDetail, StartStatus, WaitingRead};
 
 use super::StateArgs;
 use super::mount::expect_done;
@@ -203,9 +203,10 @@ fn render(status: &NodeStatus) -> String {
                 output::bytes(image.sources.local_bytes),
                 output::bytes(image.sources.peer_bytes),
                 output::bytes(image.sources.registry_bytes),
+                image.start.as_ref().map_or_else(|| "-".to_owned(), ahead),
             ]
         });
-        let header = ["image", "at", "way", "present", "size", "local", "peer", "registry"];
+        let header = ["image", "at", "way", "present", "size", "local", "peer", "registry", "ahead"];
         out += &format!("\n{}\n", output::table(&header, rows.collect()));
     }
     if !status.peers.is_empty() {
@@ -213,6 +214,18 @@ fn render(status: &NodeStatus) -> String {
         out += &format!("\nconnected peers: {}\n", peers.join(", "));
     }
     out
+}
+
+/// What was fetched ahead by a profile, how much of it was read, and whether the start is still being recorded.
+fn ahead(start: &StartStatus) -> String {
+    let mut text = match start.profile {
+        None => "no profile".to_owned(),
+        Some(_) => format!("{}, {} used", output::bytes(start.prefetched_bytes), output::bytes(start.used_bytes)),
+    };
+    if start.recording {
+        text += ", recording";
+    }
+    text
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Owns a folder: `layers/` (one sparse file a layer, in the layer's logical space), `artifacts/` (index artifacts and
 //! trees, named by their content) and `catalogue/` (RocksDB: what is present, where equal chunks are, images, pins,
-//! last uses, and what containerd's snapshots are). It never fetches anything, never decides what to fetch, and knows no peer and no registry.
+//! last uses, what starts read, and what containerd's snapshots are). It never fetches anything, never decides what to fetch, and knows no peer and no registry.
 //!
 //! The promise: a byte that the store gives out is the byte that was put, or (through [`Layer::read_chunk`]) one whose
 //! hash was just checked; never a hole's zeros, and after a crash never a byte that had not reached the disk.
@@ -28,6 +28,7 @@ mod layer;
 mod lock;
 mod map;
 mod mounts;
+mod profiles;
 mod recovery;
 mod reuse;
 mod shared;
@@ -53,6 +54,7 @@ pub use counters::{Counter, Counters};
 pub use error::{FullCause, StoreError};
 pub use images::{Access, ImageLayer, ImageRecord, PIN_OWNER_MAX_BYTES};
 pub use layer::{FOLIO_MAX_BYTES, GROUP_CHUNKS, Layer, LayerUse, Read};
+pub use profiles::ProfilePart;
 pub use recovery::RecoveryReport;
 pub use snapshots::{
     Commit, LabelChange, NewSnapshot, RemoteLayer, SnapshotError, SnapshotKind, SnapshotRecord, SnapshotUsage,

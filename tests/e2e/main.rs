@@ -21,6 +21,7 @@ mod observe;
 mod outage;
 mod peers;
 mod prepare;
+mod profile;
 mod programs;
 mod random_reads;
 mod refused;

@@ -9,6 +9,7 @@ use hermes_image::ids::{ArtifactId, DiffId, Digest};
 use hermes_image::index::chunks::ChunkTable;
 use hermes_image::runs::Runs;
 use hermes_image::verify::Verified;
+use hermes_policy::profile::PROFILE_LEN_MAX_BYTES;
 use libp2p::{PeerId, StreamProtocol};
 use libp2p_stream::{Control, OpenStreamError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -382,6 +383,18 @@ impl Client {
         Ok(bytes)
     }
 
+    /// What starts of the image `manifest` read, not checked: it is a hint, which nobody signs.
+    pub(crate) async fn profile(
+        &self,
+        peer: PeerId,
+        manifest: Digest,
+        deadline: Instant,
+    ) -> Result<Bytes, ExchangeError> {
+        let wanted = Wanted::Whole { limit_bytes: PROFILE_LEN_MAX_BYTES as u64 };
+        let (bytes, _memory) = self.blob(peer, &Request::Profile { manifest }, "profile", wanted, deadline).await?;
+        Ok(bytes)
+    }
+
     async fn blob(
         &self,
         peer: PeerId,
@@ -510,6 +523,7 @@ fn noun(request: &'static str) -> &'static str {
         "ARTIFACT" => "artifact",
         "STATEMENT" => "statement",
         "GRANT" => "grant",
+        "PROFILE" => "profile",
         _ => "layer",
     }
 }

@@ -64,4 +64,9 @@ pub trait Content: Send + Sync + 'static {
 
     /// The signed statement of an image, at most 1 MiB, or `None` if it is not here.
     fn statement(&self, manifest: Digest) -> Option<Bytes>;
+
+    /// What starts of an image read, at most 64 KiB, or `None` if nobody here knows. Whoever records no starts has none.
+    fn profile(&self, _manifest: Digest) -> Option<Bytes> {
+        None
+    }
 }

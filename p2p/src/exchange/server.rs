@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::{AsyncRead, AsyncWrite, StreamExt};
 use hermes_image::ids::{ArtifactId, DiffId};
 use hermes_image::runs::Runs;
+use hermes_policy::profile::PROFILE_LEN_MAX_BYTES;
 use libp2p::{PeerId, Stream};
 use libp2p_stream::IncomingStreams;
 use tokio::sync::mpsc;
@@ -187,6 +188,17 @@ impl Server {
                     let content = Arc::clone(&self.content);
                     let found = tokio::task::spawn_blocking(move || content.statement(manifest)).await?;
                     let found = found.filter(|statement| statement.len() as u64 <= STATEMENT_LEN_MAX_BYTES);
+                    if found.is_some() && !self.desk.allows_statement(peer, manifest) {
+                        self.say(session, &Answer::Denied).await?;
+                        continue;
+                    }
+                    self.blob(session, found, 0, u64::MAX).await?;
+                }
+                Request::Profile { manifest } => {
+                    let content = Arc::clone(&self.content);
+                    let found = tokio::task::spawn_blocking(move || content.profile(manifest)).await?;
+                    let found = found.filter(|profile| profile.len() <= PROFILE_LEN_MAX_BYTES);
+                    // It tells which files of an image are read, so it is for whoever may have its statement.
                     if found.is_some() && !self.desk.allows_statement(peer, manifest) {
                         self.say(session, &Answer::Denied).await?;
                         continue;

@@ -338,6 +338,9 @@ impl Driver {
     /// Remembers for the reads that wait for `chunks` where these came from.
     fn note_source(&mut self, layer: DiffId, chunks: &Runs, brought: &Brought) {
         self.tracer.arrived(layer, chunks, brought, Instant::now());
+        if let Some(open) = self.layers.get(&layer) {
+            open.touches.arrived(chunks, brought.from);
+        }
         let from = brought.from;
         for waiting in self.reads.values_mut().filter(|waiting| waiting.layer == layer) {
             if waiting.from != Some(ArrivedFrom::Mixed) && !waiting.chunks.intersection(chunks).is_empty() {

@@ -19,6 +19,7 @@ use thiserror::Error;
 use super::Marks;
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::origin::{LayerDescriptor, Origin};
+use crate::profile::Touches;
 use crate::status::BySource;
 
 /// Time between two warnings that a layer's chunks find no room: often enough to be seen in the tail of a log.
@@ -158,6 +159,8 @@ pub struct OpenLayer {
     pub counters: SourceCounters,
     /// Where its readers should be heard of.
     pub marks: Arc<Marks>,
+    /// What starts that are being recorded have read of it.
+    pub touches: Arc<Touches>,
     /// Whom it is open for. The registry of the first that has one is asked first.
     users: RwLock<Vec<LayerUser>>,
     geometry: RwLock<Arc<LayerGeometry>>,
@@ -180,11 +183,13 @@ impl OpenLayer {
         spans_from: SpanIndexSource,
     ) -> Result<Self, GeometryError> {
         let geometry = LayerGeometry::of_table(layer.table())?;
+        let touches = Arc::new(Touches::new(layer.table().count()));
         Ok(Self {
             layer,
             spans_from,
             counters: SourceCounters::default(),
             marks: Arc::default(),
+            touches,
             users: RwLock::new(vec![user]),
             geometry: RwLock::new(Arc::new(geometry)),
             warned_of_full_store: Mutex::new(None),

@@ -25,6 +25,7 @@ use super::failures::{Failures, Recovered};
 use super::locate::Locator;
 use crate::fetch::{Class, Delivered, FetchError, FetchHandle, Marks};
 use crate::metrics::{RECORDED, ReadFailure};
+use crate::profile::Touches;
 
 /// How often a read starts over because chunks that had come were evicted before it could copy them.
 const REFILL_MAX: u32 = 8;
@@ -38,6 +39,8 @@ pub struct LayerFile {
     pub fetch: FetchHandle,
     /// Where its readers should be heard of.
     pub marks: Arc<Marks>,
+    /// What starts that are being recorded have read of it.
+    pub touches: Arc<Touches>,
 }
 
 impl LayerFile {
@@ -48,6 +51,9 @@ impl LayerFile {
 
     /// Notes that `range` of the logical space was read without waiting.
     fn was_hit(&self, range: Range<u64>) {
+        if self.touches.is_active() {
+            self.touches.read(self.table().covering(range.clone()), &Runs::new());
+        }
         if self.marks.take(&range) {
             self.fetch.hit(self.layer.diff_id(), self.table().covering(range));
         }
@@ -180,6 +186,10 @@ impl Plan {
                     match read.map_err(|source| ReadError::Store { layer: file.layer.diff_id(), source })? {
                         Read::Hit(_) => file.was_hit(*offset..offset + *len as u64),
                         Read::Miss(runs) => {
+                            if file.touches.is_active() {
+                                let range = *offset..offset.saturating_add(*len as u64);
+                                file.touches.read(file.table().covering(range), &runs);
+                            }
                             let runs = fill_missing(file, *offset, part, runs, overflow)?;
                             if !runs.is_empty() {
                                 missing.push((Arc::clone(file), runs));

@@ -17,7 +17,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 pub use recorded::{
-    Again, ArrivedFrom, Decision, Denial, Egress, FirstPullEnd, RECORDED, ReadFailure, Recorded, Referrals, RulingGiven,
+    Again, ArrivedFrom, Decision, Denial, Egress, FirstPullEnd, PrefetchedBytes, RECORDED, ReadFailure, Recorded,
+    Referrals, RulingGiven, StartRecordEnd,
 };
 pub use table::{Kind, METRICS, Metric};
 

@@ -220,6 +220,30 @@ impl RulingGiven {
 }
 
 labels! {
+    /// What became of the record of a start.
+    StartRecordEnd {
+        /// It is in the store.
+        Kept = "kept",
+        /// Nothing was read.
+        Empty = "empty",
+        /// It could not be kept.
+        Failed = "failed",
+    }
+}
+
+labels! {
+    /// What became of bytes that a profile asked for.
+    PrefetchedBytes {
+        /// They came.
+        Fetched = "fetched",
+        /// They were read before the start was over.
+        Used = "used",
+        /// They were not.
+        Wasted = "wasted",
+    }
+}
+
+labels! {
     /// Why a peer was denied something private.
     Denial {
         /// It has presented no grant that is good now.
@@ -272,6 +296,8 @@ pub struct Recorded {
     peer_asks: Counters<{ Referrals::NAMES.len() }>,
     rulings: Counters<{ RulingGiven::NAMES.len() }>,
     denials: Counters<{ Denial::NAMES.len() }>,
+    starts: Counters<{ StartRecordEnd::NAMES.len() }>,
+    prefetched: Counters<{ PrefetchedBytes::NAMES.len() }>,
 }
 
 /// The counters of this process, which is one node.
@@ -313,6 +339,8 @@ impl Recorded {
             peer_asks: zeros(),
             rulings: zeros(),
             denials: zeros(),
+            starts: zeros(),
+            prefetched: zeros(),
         }
     }
 
@@ -412,6 +440,16 @@ impl Recorded {
         add(&self.denials[denial as usize], 1);
     }
 
+    /// The record of a start is over.
+    pub fn start_recorded(&self, end: StartRecordEnd) {
+        add(&self.starts[end as usize], 1);
+    }
+
+    /// Something became of so many bytes that a profile asked for.
+    pub fn prefetched(&self, what: PrefetchedBytes, bytes: u64) {
+        add(&self.prefetched[what as usize], bytes);
+    }
+
     /// Counts by bucket, and the sum in seconds, of the waits for one source.
     pub(super) fn waits(&self, source: &str) -> ([u64; BUCKETS], f64) {
         let at = ArrivedFrom::NAMES.iter().position(|name| *name == source).unwrap_or(0);
@@ -427,7 +465,7 @@ impl Recorded {
         values.set("hermes_first_pull_bytes_total", "", get(&self.first_pull_bytes));
         let ways = [Way::ErofsFiles, Way::ErofsFuse, Way::FuseTree].map(Way::name);
         let classes = ["transient", "peer_fault", "not_found", "denied", "local"];
-        let lists: [(&'static str, &[&'static str], &[AtomicU64]); 11] = [
+        let lists: [(&'static str, &[&'static str], &[AtomicU64]); 13] = [
             ("hermes_chunk_bytes_total", &ArrivedFrom::BYTE_SOURCES, &self.bytes),
             ("hermes_ask_failures_total", &classes, &self.ask_failures),
             ("hermes_read_failures_total", &ReadFailure::NAMES, &self.read_failures),
@@ -439,6 +477,8 @@ impl Recorded {
             ("hermes_peer_asks_total", &Referrals::NAMES, &self.peer_asks),
             ("hermes_rulings_total", &RulingGiven::NAMES, &self.rulings),
             ("hermes_peer_denials_total", &Denial::NAMES, &self.denials),
+            ("hermes_start_records_total", &StartRecordEnd::NAMES, &self.starts),
+            ("hermes_prefetch_bytes_total", &PrefetchedBytes::NAMES, &self.prefetched),
         ];
         for (metric, labels, counters) in lists {
             for (label, counter) in labels.iter().zip(counters) {

@@ -5,7 +5,8 @@ use hermes_p2p::Refusal;
 use crate::credentials::Provider;
 
 use super::recorded::{
-    Again, ArrivedFrom, Decision, Denial, Egress, FirstPullEnd, ReadFailure, Referrals, RulingGiven,
+    Again, ArrivedFrom, Decision, Denial, Egress, FirstPullEnd, PrefetchedBytes, ReadFailure, Referrals, RulingGiven,
+    StartRecordEnd,
 };
 
 /// What a metric does over time.
@@ -111,6 +112,8 @@ pub const METRICS: &[Metric] = &[
     metric("hermes_first_pulls_running", Gauge, "images", None, "Pulls that this node takes itself now, to build the index on the way"),
     metric("hermes_first_pulls_total", Counter, "images", Some(("result", &FirstPullEnd::NAMES)), "Pulls that this node took itself, by what came of it; after a failure containerd pulls as ever"),
     metric("hermes_first_pull_bytes_total", Counter, "bytes", None, "Compressed bytes of layers that were read for such pulls"),
+    metric("hermes_start_records_total", Counter, "starts", Some(("result", &StartRecordEnd::NAMES)), "Starts of images whose reads were recorded, by what became of the record"),
+    metric("hermes_prefetch_bytes_total", Counter, "bytes", Some(("result", &PrefetchedBytes::NAMES)), "Uncompressed bytes that were fetched ahead by a profile, and, once the start was over, how many of them it had read and how many not"),
     metric("hermes_store_bytes", Gauge, "bytes", None, "Bytes of chunks at rest"),
     metric("hermes_store_budget_bytes", Gauge, "bytes", None, "The store's budget; 0 for none"),
     metric("hermes_store_evicted_bytes_total", Counter, "bytes", None, "Bytes evicted to keep the budget"),

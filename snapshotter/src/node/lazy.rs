@@ -289,6 +289,10 @@ impl LazyImages {
         let local = |error: NodeError| refusal(metrics::Decision::Corrupt, error.to_string());
         node.remember(&named, &index, told).map_err(local)?;
         self.keep(manifest, &signed, reference.as_deref());
+        // What a container is going to read is known before it is made.
+        let (profiles, proof) =
+            (node.profiling.profiles.clone(), layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>());
+        tokio::spawn(async move { profiles.fetch(manifest, &proof).await });
         Ok(Found::Index(Arc::new(LazyImage::new(statement))))
     }
 

@@ -26,6 +26,7 @@ mod restore;
 mod seeing;
 mod serve;
 mod snapshots;
+mod starts;
 mod ways;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -58,6 +59,7 @@ use crate::keeper::notify::{Inherited, Notifier};
 use crate::mounts::Mounted;
 use crate::origin::{FindImageError, OriginClient};
 use crate::privacy::Privacy;
+use crate::profile::Profiles;
 use crate::state_version;
 use crate::status::{PullStatus, Way};
 
@@ -78,6 +80,7 @@ use observe::Observer;
 pub use observe::Readiness;
 use record::LAYERS_CONNECTION;
 use snapshots::RunningSnapshots;
+use starts::{RunningStart, Starts};
 use ways::{Probe, Ways};
 
 /// Who supervises this process, and what that has kept from the process before.
@@ -122,6 +125,7 @@ struct Inner {
     content: Arc<NodeContent>,
     privacy: Arc<Privacy>,
     artifacts: Artifacts,
+    profiling: Starts,
     fetch: FetchHandle,
     reader: Reader,
     directory: Arc<LayerDirectory>,
@@ -156,6 +160,8 @@ struct Inner {
 struct MountedImage {
     number: MountNo,
     shown: Shown,
+    /// `None` for a tree that an earlier daemon has mounted, and for one that is read without this one.
+    start: Option<RunningStart>,
     reference: String,
     manifest: Digest,
     chain: ChainId,
@@ -242,7 +248,13 @@ impl Node {
         })
         .await?;
         let listener = listen(&config)?;
+        let profiling = Starts {
+            profiles: Profiles::new(Arc::clone(&store), artifacts.clone()),
+            fetch: fetch.clone(),
+            budget_bytes: config.store_budget_bytes,
+        };
         let inner = Arc::new(Inner {
+            profiling,
             first_pulls: FirstPulls::new(&config),
             config,
             notifier,

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use super::record::{MountRecord, tree_connection};
 use super::resolve::FoundImage;
-use super::{Inner, MountedImage, NodeError, Shown};
+use super::{Inner, MountedImage, NodeError, Shown, Starts};
 use crate::artifacts::StatementLookupError;
 use crate::control::{Answer, MountRequest};
 use crate::fetch::{LayerOrigin, LayerUser, MountNo, OpenLayer, SpanIndexSource};
@@ -32,7 +32,7 @@ use crate::fs::tree::TreeFs;
 use crate::index_folder::IndexFolder;
 use crate::indexing::{Artifact, build_index};
 use crate::metrics::RECORDED;
-use crate::mounts::{self, erofs::Backing};
+use crate::mounts;
 use crate::origin::{LayerDescriptor, Origin, ResolvedImage};
 use crate::status::Way;
 
@@ -319,6 +319,8 @@ impl Inner {
         self.store.pin(manifest, MOUNT_PIN)?;
         // Before the mount too: a daemon that takes over must know of everything that can be seen.
         record(&request, &index, way).put(&self.store, &request.dir)?;
+        let direct = self.ways.reads_directly(way, wanted);
+        let start = Starts::claim(&layers, |layer| direct && (way == Way::ErofsFiles || layer.layer.is_complete()));
         let shown = match self.show_as(way, wanted, &request.dir, &index, files).await {
             Ok(shown) => shown,
             Err(error) => {
@@ -335,10 +337,12 @@ impl Inner {
         };
         self.reader.locator().insert(located.clone());
         RECORDED.mounted(way);
+        let start = self.profiling.run(start, manifest, &request.image, &layers);
         let mounted = MountedImage {
             number: mount,
             located,
             shown,
+            start,
             reference: request.image,
             manifest,
             chain: index.chain,
@@ -394,8 +398,8 @@ impl Inner {
             let damaged =
                 |error: GeometryError| NodeError::Damaged { image, what: "chunk table", reason: error.to_string() };
             let open = Arc::new(OpenLayer::new(Arc::clone(&stored), user, spans_from).map_err(damaged)?);
-            let marks = Arc::clone(&open.marks);
-            let file = Arc::new(LayerFile { layer: stored, fetch: self.fetch.clone(), marks });
+            let (marks, touches) = (Arc::clone(&open.marks), Arc::clone(&open.touches));
+            let file = Arc::new(LayerFile { layer: stored, fetch: self.fetch.clone(), marks, touches });
             self.layers.lock().insert(diff_id, (Arc::clone(&open), Arc::clone(&file)));
             self.directory.insert(Arc::clone(&file));
             new.push(Arc::clone(&open));
@@ -437,8 +441,7 @@ impl Inner {
                 let backing = if way == Way::ErofsFiles { &self.ways.files } else { &self.ways.fuse };
                 let backing = backing.clone().map_err(|reason| NodeError::Way { way, reason })?;
                 let (tree_path, layers_dir) = (index.tree_path.clone(), self.ways.layers_dir.clone());
-                // Who asks for a way gets it; else complete layers are read without the daemon already.
-                let direct = wanted.is_none() && self.ways.files == Ok(Backing::File) && backing == Backing::File;
+                let direct = self.ways.reads_directly(way, wanted);
                 Box::new(move || {
                     let devices = devices(way, direct, &files, &layers_dir)?;
                     Ok(Shown::Erofs(mounts::erofs::mount(&tree_path, &devices, &dir, backing)?))
@@ -504,7 +507,7 @@ impl Inner {
             };
             (image, result)
         });
-        let (image, result) = unmounting.await.map_err(|_| NodeError::Interrupted)?;
+        let (mut image, result) = unmounting.await.map_err(|_| NodeError::Interrupted)?;
         if let Err(source) = result {
             let dir = image.dir.clone();
             images.push(image);
@@ -521,6 +524,7 @@ impl Inner {
         }
         drop(images);
         self.reader.locator().remove(&image.located);
+        image.end_start().await;
         let (number, layers) = (image.number, image.layers.iter().map(|layer| layer.diff_id()).collect::<Vec<_>>());
         // With what it reads from, such as loop devices over layer files.
         drop(image);

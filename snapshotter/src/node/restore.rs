@@ -197,8 +197,8 @@ impl Parts<'_> {
         let spans_from = SpanIndexSource { artifacts: self.artifacts.clone(), statement: layer.clone() };
         let open = OpenLayer::new(Arc::clone(&stored), user, spans_from);
         let open = Arc::new(open.map_err(|error| error.to_string())?);
-        let (fetch, marks) = (self.fetch.clone(), Arc::clone(&open.marks));
-        let file = Arc::new(LayerFile { layer: stored, fetch, marks });
+        let (fetch, marks, touches) = (self.fetch.clone(), Arc::clone(&open.marks), Arc::clone(&open.touches));
+        let file = Arc::new(LayerFile { layer: stored, fetch, marks, touches });
         self.directory.insert(Arc::clone(&file));
         // Readers wait: they first get what is there.
         self.fetch.open(Arc::clone(&open), Duration::ZERO).await;
@@ -251,6 +251,8 @@ impl Parts<'_> {
             number,
             located,
             shown,
+            // Some of it was read already.
+            start: None,
             reference: record.reference,
             manifest: record.manifest,
             chain: record.chain,

@@ -109,6 +109,12 @@ impl Inner {
             Request::Status => Ok(Answer::Status(Box::new(self.status().await))),
             Request::Waiting => Ok(Answer::Waiting { reads: self.waiting().await }),
             Request::Trace { image, dir } => self.trace(&image, &dir).await.map(|trace| Answer::Trace(Box::new(trace))),
+            Request::Profile { image, dir, files } => {
+                self.profile_report(&image, &dir, files).await.map(|report| Answer::Profile(Box::new(report)))
+            }
+            Request::ImportProfile { image, dir, profile } => {
+                self.import_profile(&image, &dir, &profile).await.map(|()| Answer::Done)
+            }
             Request::Peers => Ok(Answer::Peers { peers: self.peer_details().await }),
             Request::LogLevel { filter } => match crate::telemetry::reload(&filter) {
                 Ok(()) => {
@@ -150,6 +156,7 @@ impl Inner {
                 total_bytes: 0,
                 present_bytes: 0,
                 sources: crate::status::BySource::default(),
+                start: image.start.as_ref().map(super::RunningStart::status),
             };
             for layer in &image.layers {
                 status.total_bytes += layer.layer.table().logical_len_bytes();

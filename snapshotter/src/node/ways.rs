@@ -89,7 +89,12 @@ impl Probe {
         layer.put(ChunkNo(0), &bytes.map_err(|_| NodeError::Interrupted)?)?;
         let name = layer.diff_id().hex();
         let plain = layer.path().to_owned();
-        self.directory.insert(Arc::new(LayerFile { layer, fetch: self.fetch.clone(), marks: Arc::default() }));
+        self.directory.insert(Arc::new(LayerFile {
+            layer,
+            fetch: self.fetch.clone(),
+            marks: Arc::default(),
+            touches: Arc::default(),
+        }));
         let tree = probe::tree_image().map_err(|error| NodeError::Damaged {
             image: "the probe".to_owned(),
             what: "tree",
@@ -178,6 +183,13 @@ impl Ways {
         let ways =
             [(Way::ErofsFiles, backing(&self.files)), (Way::ErofsFuse, backing(&self.fuse)), (Way::FuseTree, tree)];
         ways.into_iter().map(|(way, (available, detail))| WayStatus { way, available, detail }).collect()
+    }
+
+    /// Whether the kernel reads complete layers without the daemon in this way. Who asks for a way gets it; else they are read
+    /// so although others are not complete.
+    pub(super) fn reads_directly(&self, way: Way, wanted: Option<Way>) -> bool {
+        let has_files = self.files == Ok(Backing::File) && self.fuse == Ok(Backing::File);
+        way == Way::ErofsFiles || (way == Way::ErofsFuse && wanted.is_none() && has_files)
     }
 
     /// The best way that works, or the one that was asked for.

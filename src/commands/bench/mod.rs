@@ -8,6 +8,7 @@ mod files;
 mod index;
 mod memory_cgroup;
 mod read;
+mod recorder;
 mod report;
 mod stage;
 mod swarm;
@@ -26,6 +27,8 @@ pub(crate) enum BenchCommand {
     Fs(files::FilesArgs),
     /// What a container's control group is charged for reading a lazily shown file, against overlayfs on ext4.
     Cgroup(cgroup::CgroupArgs),
+    /// What recording a start costs reads of present chunks, against the same reads without it.
+    Recorder(recorder::RecorderArgs),
     /// What moving chunks between nodes and being in a swarm costs, against raw TCP.
     Swarm(swarm::SwarmArgs),
 }
@@ -37,6 +40,7 @@ pub(crate) async fn run(command: BenchCommand) -> anyhow::Result<()> {
         BenchCommand::Read(args) => read::run(args).await,
         BenchCommand::Fs(args) => files::run(args).await,
         BenchCommand::Cgroup(args) => cgroup::run(args).await,
+        BenchCommand::Recorder(args) => recorder::run(args).await,
         BenchCommand::Swarm(args) => swarm::run(args).await,
     }
 }

@@ -4,6 +4,8 @@ mod picture;
 mod table;
 mod timescale;
 
+pub(super) use picture::{cut, text};
+
 use std::path::PathBuf;
 
 use anyhow::Context as _;

@@ -66,7 +66,7 @@ fn escaped(text: &str) -> String {
 }
 
 /// `text`, cut in its middle when it is longer than `most` characters.
-fn cut(text: &str, most: usize) -> String {
+pub(in crate::commands) fn cut(text: &str, most: usize) -> String {
     let characters: Vec<char> = text.chars().collect();
     if characters.len() <= most {
         return text.to_owned();
@@ -163,7 +163,8 @@ pub(super) fn draw(trace: &ImageTrace) -> String {
     out + &body + "</svg>\n"
 }
 
-fn text(out: &mut String, class: &str, x: f64, y: f64, content: &str) {
+/// A line of text at a place.
+pub(in crate::commands) fn text(out: &mut String, class: &str, x: f64, y: f64, content: &str) {
     // Writing to a string cannot fail, here and below.
     let _ = writeln!(out, "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>", escaped(content));
 }

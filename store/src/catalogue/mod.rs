@@ -16,6 +16,7 @@
 //! | `snapshots` | name | [`SnapshotRecord`](crate::SnapshotRecord) as JSON |
 //! | `children` | parent's number, child's number (u64 big endian each) | nothing |
 //! | `mounts` | path of the mount point | what its owner noted |
+//! | `profiles` | manifest digest, part (one byte) | part of what is known of the image's starts |
 //!
 //! Layers have numbers besides their diffIDs to keep keys short; a number is never used twice, so what a crash leaves
 //! of a removed layer can never be taken for another's. A place is a hint: whoever follows it verifies what it finds,
@@ -58,7 +59,9 @@ const PINS: &str = "pins";
 const SNAPSHOTS: &str = "snapshots";
 const CHILDREN: &str = "children";
 const MOUNTS: &str = "mounts";
-const FAMILIES: [&str; 10] = [META, LAYERS, PRESENCE, USES, PLACES, IMAGES, PINS, SNAPSHOTS, CHILDREN, MOUNTS];
+const PROFILES: &str = "profiles";
+const FAMILIES: [&str; 11] =
+    [META, LAYERS, PRESENCE, USES, PLACES, IMAGES, PINS, SNAPSHOTS, CHILDREN, MOUNTS, PROFILES];
 
 /// Memory of a family's write buffer. The whole catalogue of a node is tens of MiB. RocksDB allocates a tenth more
 /// than this on disk for its log.
@@ -301,14 +304,30 @@ impl Catalogue {
         Ok(images)
     }
 
-    /// Removes an image's record and its pins.
+    /// Removes an image's record, its pins, and what is known of its starts.
     pub(crate) fn remove_image(&self, digest: Digest) -> Result<(), StoreError> {
         let mut batch = WriteBatch::default();
         batch.delete_cf(self.family(IMAGES), digest.0);
-        for item in self.iterate(PINS, &digest.0) {
-            batch.delete_cf(self.family(PINS), item?.0);
+        for family in [PINS, PROFILES] {
+            for item in self.iterate(family, &digest.0) {
+                batch.delete_cf(self.family(family), item?.0);
+            }
         }
         self.write(batch, Durability::Synced)
+    }
+
+    /// Puts parts of what is known of an image's starts, all or none.
+    pub(crate) fn put_profile(&self, digest: Digest, parts: &[(u8, &[u8])]) -> Result<(), StoreError> {
+        let mut batch = WriteBatch::default();
+        for (part, bytes) in parts {
+            batch.put_cf(self.family(PROFILES), [&digest.0[..], &[*part]].concat(), bytes);
+        }
+        self.write(batch, Durability::Synced)
+    }
+
+    /// A part of what is known of an image's starts.
+    pub(crate) fn profile(&self, digest: Digest, part: u8) -> Result<Option<Vec<u8>>, StoreError> {
+        self.get(PROFILES, &[&digest.0[..], &[part]].concat())
     }
 
     /// Sets or removes a pin.

@@ -26,6 +26,7 @@ use hermes_p2p::exchange::codec::{
     Accept, Answer, Class, Duty, Encoding, LENGTH_LEN_BYTES, PeerName, Reason, Request, Want,
 };
 use hermes_p2p::{ClusterId, Multiaddr, PeerId};
+use hermes_policy::profile::{FirstTouch, StartRecord, TouchSource, codec, merge as merge_records};
 use hermes_tests::compress::{Compression, compress};
 use hermes_tests::odd;
 use hermes_tests::tarball::{Entry, Tarball};
@@ -85,6 +86,7 @@ fn main() -> Result<()> {
     spans(&mut corpus)?;
     sets(&mut corpus)?;
     statements(&mut corpus)?;
+    profiles(&mut corpus)?;
     messages(&mut corpus)?;
     documents(&mut corpus)?;
     members(&mut corpus)
@@ -174,6 +176,30 @@ fn sets(corpus: &mut Corpus) -> Result<()> {
     Ok(())
 }
 
+/// Starts of three shapes, one by one and together, and what is made of them.
+fn profiles(corpus: &mut Corpus) -> Result<()> {
+    let start = |no: u32| {
+        let touches = (0..40 * (no + 1)).map(|at| FirstTouch {
+            at_ms: at * 7,
+            layer: (at % 3) as u16,
+            chunk: (at * 37 + no) % 5000,
+            waited: at % 2 == 0,
+            source: TouchSource::ALL[(at % 4) as usize],
+        });
+        StartRecord::of(1_700_000_000 + u64::from(no), (1..4).map(|no| DiffId([no; 32])).collect(), touches.collect())
+    };
+    let records: Vec<_> = (0..3).map(start).collect();
+    for (no, record) in records.iter().enumerate() {
+        corpus.add("start_profile", &format!("record-{no}"), codec::encode_record(record))?;
+    }
+    corpus.add("start_profile", "records", codec::encode_records(&records))?;
+    for count in 1..=3 {
+        let profile = merge_records(&records[..count]).context("records without anything in common")?;
+        corpus.add("start_profile", &format!("profile-of-{count}"), codec::encode(&profile))?;
+    }
+    Ok(())
+}
+
 fn statements(corpus: &mut Corpus) -> Result<()> {
     let artifact = |no: u8| ArtifactId([no; 32]);
     let layer = |no: u8| LayerStatement {
@@ -215,6 +241,7 @@ fn messages(corpus: &mut Corpus) -> Result<()> {
         get(Class::Prefetch, Accept::Zstd, owner(Duty::Zone, false), 0..1000),
         Request::Artifact { id: table, offset: 3, len: 70_000 },
         Request::Statement { manifest: Digest([3; 32]) },
+        Request::Profile { manifest: Digest([4; 32]) },
         Request::Watch { layer, table },
         get(Class::Demand, Accept::Zstd, Want::Here, 64..128),
         get(Class::Demand, Accept::Zstd, owner(Duty::Cluster, true), 0..900),

@@ -38,6 +38,7 @@ targets! {
     fuzz_statement = "statement",
     fuzz_erofs_reader = "erofs_reader",
     fuzz_exchange_codec = "exchange_codec",
+    fuzz_start_profile = "start_profile",
     fuzz_merge = "merge",
     fuzz_certificate = "certificate",
     fuzz_grant = "grant",

@@ -19,6 +19,7 @@ const REQUEST_ARTIFACT: u8 = 0x04;
 const REQUEST_STATEMENT: u8 = 0x05;
 const REQUEST_WATCH: u8 = 0x06;
 const REQUEST_GRANT: u8 = 0x07;
+const REQUEST_PROFILE: u8 = 0x08;
 
 /// What the side that opened the stream says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +67,11 @@ pub enum Request {
         /// The image's manifest.
         manifest: Digest,
     },
+    /// Send what starts of an image read.
+    Profile {
+        /// The image's manifest.
+        manifest: Digest,
+    },
     /// Send the have-map of a layer, and then what it grows by. The last request of its stream.
     Watch {
         /// The layer.
@@ -91,6 +97,7 @@ impl Request {
             Self::Statement { .. } => "STATEMENT",
             Self::Watch { .. } => "WATCH",
             Self::Grant { .. } => "GRANT",
+            Self::Profile { .. } => "PROFILE",
         }
     }
 
@@ -98,7 +105,11 @@ impl Request {
     pub const fn layer(&self) -> Option<DiffId> {
         match self {
             Self::Have { layer, .. } | Self::Get { layer, .. } | Self::Watch { layer, .. } => Some(*layer),
-            Self::Hello { .. } | Self::Artifact { .. } | Self::Statement { .. } | Self::Grant { .. } => None,
+            Self::Hello { .. }
+            | Self::Artifact { .. }
+            | Self::Statement { .. }
+            | Self::Grant { .. }
+            | Self::Profile { .. } => None,
         }
     }
 
@@ -137,6 +148,7 @@ impl Request {
             Self::Statement { manifest } => {
                 frame(out, REQUEST_STATEMENT, |out| out.extend_from_slice(&manifest.0));
             }
+            Self::Profile { manifest } => frame(out, REQUEST_PROFILE, |out| out.extend_from_slice(&manifest.0)),
             Self::Watch { layer, table } => frame(out, REQUEST_WATCH, |out| {
                 out.extend_from_slice(&layer.0);
                 out.extend_from_slice(&table.0);
@@ -179,6 +191,11 @@ impl Request {
                 let mut parts = Parts { message: "STATEMENT", bytes };
                 let manifest = Digest(parts.take("manifest")?);
                 parts.end(Self::Statement { manifest })
+            }
+            REQUEST_PROFILE => {
+                let mut parts = Parts { message: "PROFILE", bytes };
+                let manifest = Digest(parts.take("manifest")?);
+                parts.end(Self::Profile { manifest })
             }
             REQUEST_WATCH => {
                 let mut parts = Parts { message: "WATCH", bytes };

@@ -73,6 +73,7 @@ fn requests() -> impl Strategy<Value = Request> {
             offset,
             len
         }),
+        any::<[u8; 32]>().prop_map(|manifest| Request::Profile { manifest: Digest(manifest) }),
         any::<[u8; 32]>().prop_map(|manifest| Request::Statement { manifest: Digest(manifest) }),
         ids().prop_map(|(layer, table)| Request::Watch { layer: DiffId(layer), table: ArtifactId(table) }),
         proptest::collection::vec(any::<u8>(), 1..=GRANT_LEN_MAX_BYTES)

@@ -1,0 +1,101 @@
+//! `hermes bench recorder`: what recording a start costs reads of what is present, against the same reads without it.
+//!
+//! The reads are those of the path that answers the kernel (a read of the store, then the note), without the kernel: what
+//! FUSE adds to each read would only hide the difference.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use clap::Args;
+use hermes_image::ids::{ChunkId, ChunkNo, DiffId};
+use hermes_image::index::chunks::ChunkTableBuilder;
+use hermes_image::runs::Runs;
+use hermes_snapshotter::profile::Touches;
+use hermes_store::{Layer, Store, StoreConfig};
+
+use super::report::{self, Line};
+
+/// Length of a chunk, as images have them.
+const CHUNK_LEN_BYTES: usize = 65_536;
+
+/// Arguments of `hermes bench recorder`.
+#[derive(Debug, Args)]
+pub(crate) struct RecorderArgs {
+    /// Length of the layer that is read, in MiB.
+    #[arg(long, default_value_t = 64)]
+    mib: u32,
+    /// Length of each read, in KiB: the kernel reads 4 to 1,024.
+    #[arg(long, default_value_t = 64)]
+    read_kib: usize,
+    /// Rounds; the best of each figure counts, because noise only ever adds.
+    #[arg(long, default_value_t = 25)]
+    rounds: u32,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the benchmark.
+pub(super) async fn run(args: RecorderArgs) -> anyhow::Result<()> {
+    tokio::task::spawn_blocking(move || measure(&args)).await?
+}
+
+fn measure(args: &RecorderArgs) -> anyhow::Result<()> {
+    let work = tempfile::Builder::new().prefix("hermes-bench-").tempdir_in("/var/tmp")?;
+    let store = Store::open(StoreConfig::new(work.path()))?;
+    let layer = present_layer(&store, args.mib * 16)?;
+    let touches = Arc::new(Touches::new(layer.table().count()));
+    let mut buffer = vec![0; args.read_kib.max(1) << 10];
+    let (mut off, mut first, mut on) = (f64::MAX, f64::MAX, f64::MAX);
+    for _ in 0..args.rounds {
+        off = off.min(read_all(&layer, &touches, &mut buffer)?);
+        let claim = touches.claim().context("a slot is free")?;
+        first = first.min(read_all(&layer, &touches, &mut buffer)?);
+        on = on.min(read_all(&layer, &touches, &mut buffer)?);
+        drop(claim);
+    }
+    let len_bytes = layer.table().logical_len_bytes() as f64;
+    let speed = |seconds: f64| format!("{:.0} MB/s", len_bytes / seconds / 1e6);
+    let line = |what: &str, seconds: f64| Line {
+        what: format!("{what}, reads of {} KiB", args.read_kib),
+        figure: speed(seconds),
+        against: format!("without it {}", speed(off)),
+        ratio: off / seconds,
+        reach: ">= 0.98",
+    };
+    report::print("recording a start", &[line("first reads", first), line("later reads", on)], args.json)
+}
+
+/// A layer of which all is here.
+fn present_layer(store: &Store, chunks: u32) -> anyhow::Result<Arc<Layer>> {
+    let bytes = |chunk: u32| bytes::Bytes::from(vec![chunk as u8; CHUNK_LEN_BYTES]);
+    let mut table = ChunkTableBuilder::default();
+    for chunk in 0..chunks {
+        table.push(ChunkId::of(&bytes(chunk)), CHUNK_LEN_BYTES as u64)?;
+    }
+    let table = table.finish(DiffId([1; 32]));
+    let layer = store.layer(&table)?;
+    for chunk in 0..chunks {
+        let verified = table.verify(ChunkNo(chunk), bytes(chunk)).map_err(|error| anyhow::anyhow!("{error}"))?;
+        layer.put(ChunkNo(chunk), &verified)?;
+    }
+    Ok(layer)
+}
+
+/// Seconds that reading all of it takes.
+fn read_all(layer: &Layer, touches: &Touches, buffer: &mut [u8]) -> anyhow::Result<f64> {
+    let len_bytes = layer.table().logical_len_bytes();
+    let started = Instant::now();
+    let mut at = 0;
+    while at < len_bytes {
+        black_box(layer.read_at(at, buffer)?);
+        let end = (at + buffer.len() as u64).min(len_bytes);
+        if touches.is_active() {
+            touches.read(layer.table().covering(at..end), &Runs::new());
+        }
+        at = end;
+    }
+    Ok(started.elapsed().as_secs_f64())
+}
