@@ -9,8 +9,10 @@
 //! Data flows: facts -> [`flight::Flight::handle`] -> requests. [`peers`] chooses among holders, [`members`] says who
 //! owns what, [`readahead`] guesses
 //! what a reader wants next, [`class`] says what a failure means and [`limits`] bounds everything.
+//! [`completion`] says when and how the rest of an image is fetched.
 
 pub mod class;
+pub mod completion;
 pub mod event;
 pub mod evict;
 pub mod flight;

@@ -77,7 +77,11 @@ impl Images for Folders {
         })
     }
 
-    fn release<'a>(&'a self, chain: &'a RemoteChain) -> BoxFuture<'a, ()> {
+    fn places<'a>(&'a self, _chain: &'a RemoteChain) -> BoxFuture<'a, Vec<PathBuf>> {
+        Box::pin(async { Vec::new() })
+    }
+
+    fn release<'a>(&'a self, chain: &'a RemoteChain, _place: Option<&'a Path>) -> BoxFuture<'a, ()> {
         self.call("release", &chain.layer);
         Box::pin(async {})
     }
