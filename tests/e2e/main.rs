@@ -9,6 +9,7 @@ mod first_pull;
 mod fleet;
 mod from_peer;
 mod grants;
+mod handover;
 mod install;
 mod keeper;
 mod keeper_load;
