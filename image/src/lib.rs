@@ -5,12 +5,13 @@
 //! nothing: every decoder treats its input as hostile, checks limits before it allocates, and never panics on input.
 //!
 //! Data flows: compressed stream -> [`inflate`] -> tar walk -> chunks and layer tree -> layer index;
-//! layer indexes of a chain -> merge -> [`tree`] -> EROFS image.
+//! layer indexes of a chain -> merge -> [`tree`] -> EROFS image; [`guess`] says what a start of it reads.
 
 pub mod agreement;
 pub mod build;
 pub mod chunk;
 pub mod erofs;
+pub mod guess;
 pub mod ids;
 pub mod index;
 pub mod inflate;

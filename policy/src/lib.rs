@@ -8,9 +8,11 @@
 //!
 //! Data flows: facts -> [`flight::Flight::handle`] -> requests. [`peers`] chooses among holders, [`members`] says who
 //! owns what, [`readahead`] guesses
-//! what a reader wants next, [`profile`] knows it from earlier starts, [`class`] says what a failure means and [`limits`] bounds everything.
+//! what a reader wants next, [`profile`] knows it from earlier starts, [`completion`] says when and how the rest of an image
+//! is fetched, [`class`] says what a failure means and [`limits`] bounds everything.
 
 pub mod class;
+pub mod completion;
 pub mod event;
 pub mod evict;
 pub mod flight;

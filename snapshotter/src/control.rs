@@ -28,10 +28,17 @@ pub enum Request {
         /// The folder.
         dir: PathBuf,
     },
-    /// Fetch what is missing of what is mounted at a folder.
+    /// Fetch what is missing of a mounted image.
     Complete {
-        /// The folder.
+        /// The image, as the user named it when it was mounted.
+        image: String,
+        /// Or where it is mounted.
         dir: PathBuf,
+    },
+    /// Pause completing images in the background, or go on with it.
+    PauseCompletion {
+        /// Pause it.
+        paused: bool,
     },
     /// Tell how things stand.
     Status,

@@ -6,6 +6,8 @@ use hermes_image::ids::{ChainId, DiffId, Digest};
 use hermes_policy::class::ErrorClass;
 use serde::{Deserialize, Serialize};
 
+use crate::config::CompleteMode;
+
 /// The three ways to show a tree (design, section 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -107,6 +109,67 @@ pub struct ImageStatus {
     /// Its start, unless an earlier daemon has mounted it or it is shown without the daemon.
     #[serde(default)]
     pub start: Option<StartStatus>,
+    /// What becomes of the rest.
+    pub completion: CompletionState,
+}
+
+/// What becomes of what nobody has read of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum CompletionState {
+    /// All of it is here.
+    Complete,
+    /// It is left where it is, by the node's settings.
+    Off,
+    /// Somebody has paused it.
+    Paused,
+    /// Its start has not settled yet, or another image comes first.
+    Starting,
+    /// It is being fetched.
+    Running,
+    /// It would take the place of other images' bytes.
+    NoRoom {
+        /// So many bytes are missing.
+        missing_bytes: u64,
+    },
+    /// It did not come; it is tried again.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl CompletionState {
+    /// The name in tables and in metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Off => "off",
+            Self::Paused => "paused",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::NoRoom { .. } => "no_room",
+            Self::Failed { .. } => "failed",
+        }
+    }
+
+    /// All names.
+    pub const NAMES: [&str; 7] = ["complete", "off", "paused", "starting", "running", "no_room", "failed"];
+}
+
+/// How images are completed in the background.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompletionStatus {
+    /// When.
+    pub mode: CompleteMode,
+    /// Whether somebody has paused it.
+    pub paused: bool,
+    /// Most uncompressed bytes per second; 0 for no limit.
+    pub rate_bytes_per_second: u64,
+    /// Uncompressed bytes that were fetched so since the daemon started.
+    pub fetched_bytes: u64,
+    /// Images that became complete so since the daemon started.
+    pub completed_images: u64,
 }
 
 impl ImageStatus {
@@ -433,6 +496,8 @@ pub struct NodeStatus {
     pub store_bytes: u64,
     /// The store's budget, if it has one.
     pub store_budget_bytes: Option<u64>,
+    /// How images are completed in the background.
+    pub completion: CompletionStatus,
     /// Resident memory of the daemon, in bytes.
     pub memory_bytes: u64,
 }

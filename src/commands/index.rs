@@ -24,7 +24,7 @@ use hermes_snapshotter::node::{NodeError, find_class, keys, origin_class};
 use hermes_snapshotter::origin::{LayerDescriptor, Origin, ResolvedImage, find_image};
 use serde_json::json;
 
-use super::{ImageArgs, StateArgs};
+use super::{ImageArgs, StateArgs, guess};
 use crate::output::{self, failure};
 
 /// Time for one request while checking an image: a span is half a megabyte.
@@ -81,6 +81,9 @@ pub(crate) struct BuildArgs {
 pub(crate) struct InspectArgs {
     #[command(flatten)]
     image: ImageArgs,
+    /// Say what a first start of the image is expected to read, and why. Reads some of the image's scripts and headers.
+    #[arg(long)]
+    guess: bool,
     #[command(flatten)]
     folder: FolderArgs,
 }
@@ -189,16 +192,16 @@ async fn build(args: BuildArgs) -> anyhow::Result<()> {
 }
 
 /// An index that was read and checked part by part.
-struct OpenIndex {
+pub(super) struct OpenIndex {
     statement: Statement,
-    layers: Vec<OpenLayerIndex>,
+    pub(super) layers: Vec<OpenLayerIndex>,
 }
 
-struct OpenLayerIndex {
-    toc: Toc,
-    chunks: ChunkTable,
-    seek: SeekTable,
-    windows: Verified<Bytes>,
+pub(super) struct OpenLayerIndex {
+    pub(super) toc: Toc,
+    pub(super) chunks: ChunkTable,
+    pub(super) seek: SeekTable,
+    pub(super) windows: Verified<Bytes>,
 }
 
 fn open_index(folder: &IndexFolder, image: &ResolvedImage, trusted: &[PublicKey]) -> anyhow::Result<OpenIndex> {
@@ -263,10 +266,14 @@ fn signers(folder: &IndexFolder, image: &ResolvedImage) -> anyhow::Result<Vec<Pu
 }
 
 async fn inspect(args: InspectArgs) -> anyhow::Result<()> {
-    let (_, image) = resolve(&args.image).await?;
+    let (origin, image) = resolve(&args.image).await?;
     let folder = args.folder.folder();
     let signers = signers(&folder, &image)?;
-    let index = open_index(&folder, &image, &signers)?;
+    let (index, image) = (Arc::new(open_index(&folder, &image, &signers)?), Arc::new(image));
+    let guessed = match args.guess {
+        true => Some(guess::of_image(origin, Arc::clone(&image), Arc::clone(&index)).await?),
+        false => None,
+    };
     let signers = signers.iter().map(ToString::to_string).collect::<Vec<_>>();
     let layers = index.statement.layers.iter().zip(&index.layers);
     if args.folder.json {
@@ -284,6 +291,7 @@ async fn inspect(args: InspectArgs) -> anyhow::Result<()> {
         let answer = json!({
             "image": image.reference.to_string(), "manifest": image.manifest_digest, "platform": index.statement.platform,
             "signed_by": signers, "layers": layers.collect::<Vec<_>>(),
+            "guess": guessed.as_ref().map(|guessed| guess::as_json(guessed, &index)),
         });
         println!("{}", serde_json::to_string_pretty(&answer)?);
         return Ok(());
@@ -322,6 +330,9 @@ async fn inspect(args: InspectArgs) -> anyhow::Result<()> {
         "seek table",
     ];
     println!("{}", output::table(&header, rows.collect()));
+    if let Some(guessed) = guessed {
+        println!("{}", guess::as_table(&guessed, &index));
+    }
     Ok(())
 }
 

@@ -4,6 +4,7 @@ mod bench;
 mod child;
 mod demo;
 mod doctor;
+mod guess;
 mod index;
 mod keeper;
 mod members;

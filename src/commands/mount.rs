@@ -65,9 +65,15 @@ pub(crate) struct UnmountArgs {
 /// Arguments of `hermes complete`.
 #[derive(Debug, Args)]
 pub(crate) struct CompleteArgs {
-    /// The folder that was given to `hermes mount`.
-    #[arg(value_name = "DIR")]
-    dir: PathBuf,
+    /// The folder where it is mounted, or the image as it was named then.
+    #[arg(value_name = "DIR|IMAGE", required_unless_present_any = ["pause", "resume"])]
+    image: Option<String>,
+    /// Pause completing images in the background, until --resume.
+    #[arg(long, conflicts_with_all = ["image", "resume"])]
+    pause: bool,
+    /// Go on with it.
+    #[arg(long, conflicts_with = "image")]
+    resume: bool,
     #[command(flatten)]
     state: StateArgs,
 }
@@ -117,10 +123,13 @@ pub(crate) async fn unmount(args: UnmountArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fetches what is missing, through the daemon.
+/// Fetches what is missing, through the daemon; or pauses what the daemon does so by itself.
 pub(crate) async fn complete(args: CompleteArgs) -> anyhow::Result<()> {
     let state = std::path::absolute(&args.state.state)?;
-    let request = Request::Complete { dir: std::path::absolute(&args.dir)? };
+    let request = match args.image {
+        Some(image) => Request::Complete { dir: std::path::absolute(&image)?, image },
+        None => Request::PauseCompletion { paused: args.pause },
+    };
     let bar = output::byte_bar(0, "fetching");
     let answer = control::ask(&state, &request, |progress| output::show_progress(&bar, progress)).await;
     bar.finish_and_clear();
@@ -163,6 +172,8 @@ async fn ensure_daemon(state: &Path, listen: Option<&str>) -> anyhow::Result<()>
     let log = std::fs::File::options().create(true).append(true).open(&log_path)?;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("node").arg("--exit-when-unused").arg("--state").arg(state).arg("-v");
+    // Whoever looks into an image has not asked for all of it; `hermes complete` does.
+    command.args(["--complete", "never"]);
     if let Some(listen) = listen {
         command.args(["--listen", listen]);
     }

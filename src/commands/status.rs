@@ -176,6 +176,18 @@ fn render(status: &NodeStatus) -> String {
         format!("{} {mark} ({})", way.way, way.detail)
     });
     out += &format!("ways to show a tree: {}\n", ways.collect::<Vec<_>>().join(", "));
+    let completion = &status.completion;
+    let rate = match completion.rate_bytes_per_second {
+        0 => "no limit".to_owned(),
+        rate => format!("{}/s", output::bytes(rate)),
+    };
+    out += &format!(
+        "completing images: {}{} ({rate}), {} fetched so, {} completed\n",
+        completion.mode.name(),
+        if completion.paused { ", paused" } else { "" },
+        output::bytes(completion.fetched_bytes),
+        completion.completed_images
+    );
     if let Some(peer_id) = &status.peer_id {
         out += &format!("peer {peer_id} at {}\n", status.listen.join(", "));
     }
@@ -199,6 +211,7 @@ fn render(status: &NodeStatus) -> String {
                 image.dir.clone(),
                 image.way.to_string(),
                 format!("{:.1} %", image.percent_present()),
+                image.completion.name().replace('_', " "),
                 output::bytes(image.total_bytes),
                 output::bytes(image.sources.local_bytes),
                 output::bytes(image.sources.peer_bytes),
@@ -206,7 +219,7 @@ fn render(status: &NodeStatus) -> String {
                 image.start.as_ref().map_or_else(|| "-".to_owned(), ahead),
             ]
         });
-        let header = ["image", "at", "way", "present", "size", "local", "peer", "registry", "ahead"];
+        let header = ["image", "at", "way", "present", "rest", "size", "local", "peer", "registry", "ahead"];
         out += &format!("\n{}\n", output::table(&header, rows.collect()));
     }
     if !status.peers.is_empty() {

@@ -338,6 +338,18 @@ impl Store {
         *self.shared.last_copy.write() = Some(Arc::new(hint));
     }
 
+    /// How many bytes can be written before something has to be evicted, or the filesystem's floor is reached. Others
+    /// write at the same time: what is true now need not be in a moment.
+    ///
+    /// # Errors
+    /// When the filesystem cannot be asked.
+    pub fn spare_bytes(&self) -> Result<u64, StoreError> {
+        let config = &self.shared.config;
+        let budget =
+            config.budget_bytes.map_or(u64::MAX, |budget| budget.saturating_sub(self.shared.space.used_bytes()));
+        Ok(budget.min(self.shared.free_bytes()?.saturating_sub(config.free_floor_bytes)))
+    }
+
     /// What the store uses. Costs a `stat` for each layer.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! End to end, on the real command and real parts. One binary, because each would be linked with everything.
 
 mod command;
+mod completion;
 mod containerd;
 mod crash;
 mod faults;
@@ -8,6 +9,7 @@ mod first_pull;
 mod fleet;
 mod from_peer;
 mod grants;
+mod handover;
 mod install;
 mod keeper;
 mod keeper_load;

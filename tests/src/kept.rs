@@ -35,6 +35,10 @@ impl Kept {
         let log = File::options().create(true).append(true).open(state.with_extension("log"))?;
         let mut command = Command::new(hermes);
         command.args(["keeper", "-v", "--state"]).arg(state).args(keeper).args(["--", "-v"]).args(node);
+        // As for other daemons of tests.
+        if !node.contains(&"--complete") {
+            command.args(["--complete", "never"]);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let keeper = ProcessGuard::start(&mut command)?;
         let mut kept = Self { keeper, hermes: hermes.to_owned(), state: state.to_owned() };

@@ -81,7 +81,7 @@ impl TestNode {
         let log = File::create(&log_path).with_context(|| format!("create {}", log_path.display()))?;
         let process = ProcessGuard::start(
             Command::new(program)
-                .args(["node", "--listen", "127.0.0.1:0", "-v", "--state"])
+                .args(["node", "--listen", "127.0.0.1:0", "--complete", "never", "-v", "--state"])
                 .arg(dir.path().join("state"))
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())

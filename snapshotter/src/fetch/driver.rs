@@ -168,6 +168,11 @@ impl Driver {
             Command::Need { read, layer, chunks, class, deadline, done } => {
                 let (delivered, since, from) = (Delivered::default(), Instant::now(), None);
                 let waiting = Waiting { layer, chunks: chunks.clone(), class, since, from, delivered, done };
+                if class == Class::Demand
+                    && let Some(open) = self.layers.get(&layer)
+                {
+                    open.missed(since);
+                }
                 self.reads.insert(read, waiting);
                 let deadline = self.policy_time(deadline);
                 self.tell(Event::ReadNeeds { read, layer, chunks, class, deadline });

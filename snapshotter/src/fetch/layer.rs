@@ -165,6 +165,8 @@ pub struct OpenLayer {
     users: RwLock<Vec<LayerUser>>,
     geometry: RwLock<Arc<LayerGeometry>>,
     warned_of_full_store: Mutex<Option<Instant>>,
+    /// When a reader last waited for something that was not here.
+    last_miss: Mutex<Option<Instant>>,
     /// How the last attempt to read a registry has failed; `None` when it has not.
     registry_failure: Mutex<Option<ErrorClass>>,
     /// The peers that may be watched at once.
@@ -193,6 +195,7 @@ impl OpenLayer {
             users: RwLock::new(vec![user]),
             geometry: RwLock::new(Arc::new(geometry)),
             warned_of_full_store: Mutex::new(None),
+            last_miss: Mutex::new(None),
             registry_failure: Mutex::new(None),
             partners: Arc::new(tokio::sync::Semaphore::new(PARTNERS_MAX)),
             spans: tokio::sync::OnceCell::new(),
@@ -258,6 +261,16 @@ impl OpenLayer {
             *warned = Some(Instant::now());
         }
         is_due
+    }
+
+    /// Notes that a reader waits for something that is not here.
+    pub(super) fn missed(&self, now: Instant) {
+        *self.last_miss.lock() = Some(now);
+    }
+
+    /// When a reader last waited for something that was not here; `None` when none has since the layer was opened.
+    pub fn last_miss(&self) -> Option<Instant> {
+        *self.last_miss.lock()
     }
 
     /// Notes how an attempt to read a registry has ended. Whether that is a failure of another kind than the last

@@ -31,7 +31,7 @@ use crate::profile::Touches;
 const REFILL_MAX: u32 = 8;
 
 /// A layer as readers see it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LayerFile {
     /// The bytes at rest.
     pub layer: Arc<hermes_store::Layer>,

@@ -3,6 +3,7 @@
 use hermes_p2p::Refusal;
 
 use crate::credentials::Provider;
+use crate::status::CompletionState;
 
 use super::recorded::{
     Again, ArrivedFrom, Decision, Denial, Egress, FirstPullEnd, PrefetchedBytes, ReadFailure, Referrals, RulingGiven,
@@ -114,6 +115,10 @@ pub const METRICS: &[Metric] = &[
     metric("hermes_first_pull_bytes_total", Counter, "bytes", None, "Compressed bytes of layers that were read for such pulls"),
     metric("hermes_start_records_total", Counter, "starts", Some(("result", &StartRecordEnd::NAMES)), "Starts of images whose reads were recorded, by what became of the record"),
     metric("hermes_prefetch_bytes_total", Counter, "bytes", Some(("result", &PrefetchedBytes::NAMES)), "Uncompressed bytes that were fetched ahead by a profile, and, once the start was over, how many of them it had read and how many not"),
+    metric("hermes_images_completion", Gauge, "images", Some(("state", &CompletionState::NAMES)), "Mounted images, by what becomes of what nobody has read of them"),
+    metric("hermes_completion_bytes_total", Counter, "bytes", None, "Uncompressed bytes that were fetched to complete images in the background"),
+    metric("hermes_completed_images_total", Counter, "images", None, "Images that became complete so"),
+    metric("hermes_completion_paused", Gauge, "1", None, "1 while somebody has paused completing images, else 0"),
     metric("hermes_store_bytes", Gauge, "bytes", None, "Bytes of chunks at rest"),
     metric("hermes_store_budget_bytes", Gauge, "bytes", None, "The store's budget; 0 for none"),
     metric("hermes_store_evicted_bytes_total", Counter, "bytes", None, "Bytes evicted to keep the budget"),

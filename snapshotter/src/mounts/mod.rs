@@ -86,6 +86,11 @@ impl Mounted {
         &self.path
     }
 
+    /// Lets the mount outlive this value.
+    pub(crate) fn leave(&mut self) {
+        self.active = false;
+    }
+
     /// Unmounts.
     ///
     /// # Errors

@@ -6,14 +6,14 @@
 //! containerd should wait, the image is pulled as ever, and the reason stands in the log, in a metric, and in
 //! `hermes status`. If it is the index alone that is missing, the node may take the pull itself ([`super::first_pull`]).
 //!
-//! A tree is mounted at `trees/<chain ID>` below the state folder as long as a snapshot needs it, by the same means as
+//! A tree is mounted below the state folder ([`super::shown`]) as long as a snapshot needs it, by the same means as
 //! `hermes mount` uses, so that it goes on over the end of the daemon in the same way.
 //!
 //! The image is known by its manifest's digest where containerd sends it (CRI's labels), else by the chain ID of the
 //! layer, which is looked for in the indexes that are on this node. Never by its tag.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,8 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::first_pull::FirstPull;
-use super::{INDEXES_FOLDER, Inner, NodeError};
+use super::shown::{Found as Tree, Places};
+use super::{INDEXES_FOLDER, Inner, NodeError, guess};
 use crate::artifacts::StatementLookupError;
 use crate::control::MountRequest;
 use crate::index_folder::IndexFolder;
@@ -57,8 +58,6 @@ const DECISIONS_MAX: usize = 256;
 const STATEMENTS_MAX: usize = 4096;
 /// Decisions that `hermes status` shows.
 const SHOWN_DECISIONS_MAX: usize = 32;
-/// Where trees are mounted, below the state folder.
-const TREES_FOLDER: &str = "trees";
 /// How often a tree that is busy is unmounted again. containerd has unmounted what stood above, but the kernel may
 /// still be putting it away.
 const UNMOUNT_TRIES: u32 = 20;
@@ -317,11 +316,24 @@ impl LazyImages {
 
     async fn show_tree(&self, chain: &RemoteChain) -> Result<PathBuf, NodeError> {
         let node = &self.node;
-        let dir = node.config.state.join(TREES_FOLDER).join(chain.layer.chain.hex());
-        let is_shown = || async { node.images.lock().await.iter().any(|image| image.dir == dir) };
-        if is_shown().await {
-            return Ok(dir);
-        }
+        let places = Places::of(&node.config.state, chain.layer.chain);
+        let dir = match node.find_shown(&places).await {
+            Tree::Shown(dir) => return Ok(dir),
+            Tree::Nowhere => places.first,
+            Tree::CanBeWhole { lazy } => {
+                let handed_over = self.mount_tree(chain, places.whole).await;
+                return Ok(handed_over.unwrap_or_else(|error| {
+                    tracing::warn!(chain = %chain.layer.chain, %error, "a complete tree stays lazy");
+                    lazy
+                }));
+            }
+        };
+        self.mount_tree(chain, dir).await
+    }
+
+    /// Mounts the tree of `chain` at `dir`, unless it is there already.
+    async fn mount_tree(&self, chain: &RemoteChain, dir: PathBuf) -> Result<PathBuf, NodeError> {
+        let node = &self.node;
         let _keeping = node.keeping.read().await;
         let manifest = chain.layer.manifest;
         let labels = std::iter::once(&chain.top).chain(&chain.below).map(|snapshot| &snapshot.labels);
@@ -340,14 +352,21 @@ impl LazyImages {
         let index = node.open_index(&named, statement).await?;
         let origin = self.origin(reference.as_deref()).await;
         let _mounting = node.mounting.lock().await;
-        if is_shown().await {
+        if node.images.lock().await.iter().any(|image| image.dir == dir) {
             return Ok(dir);
         }
         std::fs::create_dir_all(&dir).map_err(|source| NodeError::Io { what: "make", path: dir.clone(), source })?;
         if is_whole {
             node.remember(&named, &index, None)?;
         }
-        node.show(request(named, dir.clone()), origin.as_ref(), index).await?;
+        let (tree, layers) = (index.tree.clone(), index.statement.layers.clone());
+        let (_, is_complete) = node.show(request(named, dir.clone()), origin.as_ref(), index).await?;
+        let is_guessed = is_whole && !is_complete && node.config.guess_starts;
+        if let Some((reference, has_profile)) = reference.filter(|_| is_guessed).zip(node.has_profile(&dir).await) {
+            let layers = layers.iter().map(|layer| layer.diff_id).collect();
+            let start = guess::Start { reference, manifest, tree, layers };
+            tokio::spawn(guess::prefetch(Arc::downgrade(node), start, has_profile));
+        }
         Ok(dir)
     }
 
@@ -362,13 +381,20 @@ impl LazyImages {
         }
     }
 
-    async fn unmount_tree(&self, chain: ChainId) {
-        let dir = self.node.config.state.join(TREES_FOLDER).join(chain.hex());
+    /// Unmounts a tree's place, or all of them.
+    async fn unmount_places(&self, chain: ChainId, place: Option<&Path>) {
+        let places = Places::of(&self.node.config.state, chain);
+        for dir in places.all().into_iter().filter(|dir| place.is_none_or(|place| place == *dir)) {
+            self.unmount_tree(dir).await;
+        }
+    }
+
+    async fn unmount_tree(&self, dir: &Path) {
         for _ in 0..UNMOUNT_TRIES {
-            match self.node.unmount(&dir).await {
+            match self.node.unmount(dir).await {
                 Err(NodeError::Busy { .. }) => tokio::time::sleep(UNMOUNT_PAUSE).await,
                 Ok(()) => {
-                    if let Err(error) = std::fs::remove_dir(&dir) {
+                    if let Err(error) = std::fs::remove_dir(dir) {
                         tracing::debug!(dir = %dir.display(), %error, "an empty folder is left");
                     }
                     return;
@@ -433,8 +459,15 @@ impl Images for LazyImages {
         })
     }
 
-    fn release<'a>(&'a self, chain: &'a RemoteChain) -> BoxFuture<'a, ()> {
-        Box::pin(self.unmount_tree(chain.layer.chain))
+    fn places<'a>(&'a self, chain: &'a RemoteChain) -> BoxFuture<'a, Vec<PathBuf>> {
+        Box::pin(async {
+            let places = Places::of(&self.node.config.state, chain.layer.chain);
+            self.node.shown_places(&places).await
+        })
+    }
+
+    fn release<'a>(&'a self, chain: &'a RemoteChain, place: Option<&'a Path>) -> BoxFuture<'a, ()> {
+        Box::pin(self.unmount_places(chain.layer.chain, place))
     }
 
     fn usage<'a>(&'a self, layer: &'a RemoteLayer) -> BoxFuture<'a, Result<SnapshotUsage, ImagesError>> {

@@ -15,6 +15,7 @@ mod error;
 mod first_pull;
 mod forget;
 mod grants;
+mod guess;
 pub mod keys;
 mod lazy;
 mod members;
@@ -25,6 +26,7 @@ mod resolve;
 mod restore;
 mod seeing;
 mod serve;
+mod shown;
 mod snapshots;
 mod starts;
 mod ways;
@@ -43,6 +45,7 @@ use hermes_store::{DropBehind, LayerUse, Store, StoreConfig, StoreError};
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::artifacts::Artifacts;
 use crate::config::NodeConfig;
@@ -74,6 +77,7 @@ const INDEXES_FOLDER: &str = "indexes";
 /// Where layer files are served, below the state folder.
 const LAYERS_FOLDER: &str = "layers";
 
+use complete::background::{self, Completion};
 pub use error::{NodeError, find_class, origin_class};
 use first_pull::FirstPulls;
 use observe::Observer;
@@ -110,6 +114,8 @@ pub struct Node {
     listener: UnixListener,
     observer: Observer,
     snapshots: Option<RunningSnapshots>,
+    /// What nobody waits for; ends with the node.
+    background: JoinSet<()>,
 }
 
 /// Layers that are open, and the files that their readers see.
@@ -150,6 +156,8 @@ struct Inner {
     pulls: Mutex<VecDeque<PullStatus>>,
     /// The pulls that this node takes itself.
     first_pulls: FirstPulls,
+    /// How images are completed in the background.
+    completion: Completion,
     /// Of daemons with this state folder, this one included.
     starts: u64,
     started_at_seconds: f64,
@@ -167,6 +175,8 @@ struct MountedImage {
     chain: ChainId,
     dir: PathBuf,
     way: Way,
+    /// When a container was last prepared on it, or it was mounted.
+    prepared: Instant,
     tree_path: PathBuf,
     layers: Vec<Arc<OpenLayer>>,
     located: ShownTree,
@@ -256,6 +266,7 @@ impl Node {
         let inner = Arc::new(Inner {
             profiling,
             first_pulls: FirstPulls::new(&config),
+            completion: Completion::new(&config, observe::number_of(&peers.local_peer_id().to_bytes())),
             config,
             notifier,
             store,
@@ -290,7 +301,9 @@ impl Node {
         let snapshots = RunningSnapshots::start(&inner).await?;
         observer.readiness.snapshots_are(snapshots.is_some());
         inner.catch_up(restored.peers).await;
-        Ok(Self { inner, listener, observer, snapshots })
+        let mut tasks = JoinSet::new();
+        tasks.spawn(background::run(Arc::downgrade(&inner)));
+        Ok(Self { inner, listener, observer, snapshots, background: tasks })
     }
 
     /// What `/readyz` says, for the parts that are started after the node.
@@ -324,9 +337,10 @@ impl Node {
     /// Ends the process so that the next one can go on: nothing is unmounted, and reads that wait for their bytes are
     /// not answered, because the next daemon is asked for them again.
     pub async fn hand_over(self) -> ! {
-        let Self { inner, listener, observer, snapshots } = self;
+        let Self { inner, listener, observer, snapshots, mut background } = self;
         observer.readiness.control_is(false);
         drop(listener);
+        background.shutdown().await;
         let _ = std::fs::remove_file(socket_path(&inner.config.state));
         // Whoever waits for a pull that is being taken gets an answer.
         inner.first_pulls.end().await;
@@ -351,10 +365,11 @@ impl Node {
         crate::keeper::exit_at_once(0)
     }
 
-    /// Unmounts everything, makes what came durable, leaves the swarm.
+    /// Unmounts everything but what containers read without a daemon, makes what came durable, leaves the swarm.
     pub async fn stop(self) {
-        let Self { inner, listener, observer, snapshots } = self;
+        let Self { inner, listener, observer, snapshots, mut background } = self;
         observer.readiness.control_is(false);
+        background.shutdown().await;
         if let Some(Err(error)) = inner.notifier.as_deref().map(Notifier::stopping) {
             tracing::warn!(%error, "the supervisor does not hear that the node ends");
         }
@@ -365,8 +380,13 @@ impl Node {
         }
         let _ = std::fs::remove_file(socket_path(&inner.config.state));
         let mut images = std::mem::take(&mut *inner.images.lock().await);
-        while let Some(image) = images.pop() {
+        while let Some(mut image) = images.pop() {
             let dir = image.dir.clone();
+            if image.leave_to_users() {
+                // Its record and its pin stay, so that the next daemon holds its layers before it evicts anything.
+                tracing::info!(dir = %dir.display(), "containers go on reading a tree without a daemon");
+                continue;
+            }
             let store = Arc::clone(&inner.store);
             let unmounted = tokio::task::spawn_blocking(move || {
                 let dir = image.dir.clone();

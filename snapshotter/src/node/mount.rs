@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -33,6 +33,7 @@ use crate::index_folder::IndexFolder;
 use crate::indexing::{Artifact, build_index};
 use crate::metrics::RECORDED;
 use crate::mounts;
+use crate::mounts::users::overlay_users;
 use crate::origin::{LayerDescriptor, Origin, ResolvedImage};
 use crate::status::Way;
 
@@ -50,7 +51,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct OpenIndex {
     pub(super) statement: Statement,
     tables: Vec<ChunkTable>,
-    tree: Bytes,
+    pub(super) tree: Bytes,
     tree_id: ArtifactId,
     tree_path: PathBuf,
     chain: ChainId,
@@ -348,6 +349,7 @@ impl Inner {
             chain: index.chain,
             dir: request.dir,
             way,
+            prepared: Instant::now(),
             tree_path: index.tree_path,
             layers,
             _uses: uses,
@@ -498,6 +500,11 @@ impl Inner {
         let Some(at) = images.iter().position(|image| image.dir == dir) else {
             return Err(NodeError::NotMounted { dir: dir.to_owned() });
         };
+        // A container's overlay does not keep its tree from being unmounted, and goes on reading it. Where the kernel reads
+        // layer files itself, these must stay whole for as long as it does.
+        if matches!(images[at].shown, Shown::Erofs(_)) && !overlay_users(dir).unwrap_or_default().is_empty() {
+            return Err(NodeError::Busy { dir: dir.to_owned() });
+        }
         let image = images.swap_remove(at);
         let unmounting = tokio::task::spawn_blocking(move || {
             let mut image = image;
@@ -533,17 +540,6 @@ impl Inner {
         self.forget_due.notify_one();
         tracing::info!(dir = %dir.display(), "unmounted");
         Ok(())
-    }
-}
-
-impl MountedImage {
-    /// Lets the kernel read far ahead when there is nothing that it could cause to be fetched.
-    fn lengthen_read_ahead(&self) {
-        if let Shown::Erofs(mounted) = &self.shown
-            && self.layers.iter().all(|layer| layer.layer.is_complete())
-        {
-            mounted.set_read_ahead(mounts::erofs::LOCAL_READ_AHEAD_KIB);
-        }
     }
 }
 

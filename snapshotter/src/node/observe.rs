@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::{Inner, NodeError};
 use crate::metrics::server::{self, Pages};
 use crate::metrics::{RECORDED, Values, expose};
-use crate::status::{WaitingRead, Way};
+use crate::status::{CompletionState, WaitingRead, Way};
 
 /// Waiting reads whose files are looked up for one dump: each lookup walks a tree.
 const FILES_MAX: usize = 32;
@@ -117,6 +117,13 @@ pub(super) fn count_start(state: &Path) -> u64 {
     starts
 }
 
+/// A number of a name, another one for each.
+pub(super) fn number_of(name: &[u8]) -> u64 {
+    use sha2::Digest as _;
+    let hash: [u8; 32] = sha2::Sha256::digest(name).into();
+    u64::from_le_bytes(hash[..8].try_into().expect("eight bytes of 32"))
+}
+
 /// Seconds since 1970.
 pub(super) fn seconds_now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
@@ -170,7 +177,16 @@ impl Inner {
             let count = images.iter().filter(|image| image.way == way).count();
             values.set("hermes_images_mounted", way.name(), count as u64);
         }
+        for name in CompletionState::NAMES {
+            let is_it =
+                |image: &&super::MountedImage| self.completion.state_of(image.number, &image.layers).name() == name;
+            values.set("hermes_images_completion", name, images.iter().filter(is_it).count() as u64);
+        }
         drop(images);
+        let completion = self.completion.status();
+        values.set("hermes_completion_bytes_total", "", completion.fetched_bytes);
+        values.set("hermes_completed_images_total", "", completion.completed_images);
+        values.set("hermes_completion_paused", "", u64::from(completion.paused));
         values.set("hermes_first_pulls_running", "", self.first_pulls.status().len() as u64);
         let (store, counters) = (&self.store, self.store.counters());
         values.set("hermes_store_bytes", "", store.layers().iter().map(|layer| layer.present_bytes()).sum());

@@ -14,7 +14,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hermes_image::erofs::Image;
 use hermes_image::statement::LayerStatement;
@@ -258,6 +258,7 @@ impl Parts<'_> {
             chain: record.chain,
             dir,
             way: record.way,
+            prepared: Instant::now(),
             tree_path,
             layers,
             _uses: uses,

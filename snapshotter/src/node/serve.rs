@@ -105,7 +105,8 @@ impl Inner {
         match request {
             Request::Mount(request) => self.mount(request, progress).await,
             Request::Unmount { dir } => self.unmount(&dir).await.map(|()| Answer::Done),
-            Request::Complete { dir } => self.complete(&dir, progress).await.map(|()| Answer::Done),
+            Request::Complete { image, dir } => self.complete(&image, &dir, progress).await.map(|()| Answer::Done),
+            Request::PauseCompletion { paused } => self.completion.pause(paused).map(|()| Answer::Done),
             Request::Status => Ok(Answer::Status(Box::new(self.status().await))),
             Request::Waiting => Ok(Answer::Waiting { reads: self.waiting().await }),
             Request::Trace { image, dir } => self.trace(&image, &dir).await.map(|trace| Answer::Trace(Box::new(trace))),
@@ -157,6 +158,7 @@ impl Inner {
                 present_bytes: 0,
                 sources: crate::status::BySource::default(),
                 start: image.start.as_ref().map(super::RunningStart::status),
+                completion: self.completion.state_of(image.number, &image.layers),
             };
             for layer in &image.layers {
                 status.total_bytes += layer.layer.table().logical_len_bytes();
@@ -179,6 +181,7 @@ impl Inner {
             peers: self.peers.peers().into_iter().map(|peer| PeerStatus { id: peer.to_string() }).collect(),
             store_bytes: self.store.layers().iter().map(|layer| layer.present_bytes()).sum(),
             store_budget_bytes: self.config.store_budget_bytes,
+            completion: self.completion.status(),
             memory_bytes: resident_bytes(),
         }
     }

@@ -14,7 +14,7 @@ use hermes_image::index::chunks::ChunkTable;
 use hermes_policy::profile::{PrefetchLimits, codec};
 use hermes_store::ImageRecord;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::{Inner, MountedImage, NodeError};
@@ -43,6 +43,8 @@ pub(super) struct Starts {
 struct View {
     recorded: Mutex<bool>,
     origin: Mutex<Option<ProfileOrigin>>,
+    /// Whether there is a profile, once that is known.
+    has_profile: watch::Sender<Option<bool>>,
     ended: Mutex<Option<&'static str>>,
     fetched_bytes: Arc<AtomicU64>,
     used_bytes: AtomicU64,
@@ -73,6 +75,11 @@ impl RunningStart {
         if tokio::time::timeout(KEEP_TIMEOUT, &mut self.task).await.is_err() {
             tracing::warn!("the record of a start is not kept in time, and lost");
         }
+    }
+
+    /// Whether there is a profile to fetch by: told once that is known.
+    pub(super) fn has_profile(&self) -> watch::Receiver<Option<bool>> {
+        self.view.has_profile.subscribe()
     }
 
     /// How it stands.
@@ -206,7 +213,9 @@ impl Work {
     }
 
     async fn prefetch(&self) {
-        let Some((profile, origin)) = self.profiles.find(self.wanted.clone()).await else { return };
+        let found = self.profiles.find(self.wanted.clone()).await;
+        self.view.has_profile.send_replace(Some(found.is_some()));
+        let Some((profile, origin)) = found else { return };
         *self.view.origin.lock() = Some(origin);
         let end = self.job.run(&profile).await;
         self.job.settle();
@@ -217,6 +226,13 @@ impl Work {
 }
 
 impl Inner {
+    /// Whether the start of the tree at `dir` has a profile, told once that is known; `None` when no start goes on there.
+    pub(super) async fn has_profile(&self, dir: &Path) -> Option<watch::Receiver<Option<bool>>> {
+        let images = self.images.lock().await;
+        let start = images.iter().find(|image| image.dir == dir)?.start.as_ref()?;
+        Some(start.has_profile())
+    }
+
     /// The image called `image`, or mounted at `dir`, or with the digest that `image` is; of several with one name the one that
     /// was used last.
     async fn known_image(&self, image: &str, dir: &Path) -> Result<ImageRecord, NodeError> {

@@ -106,7 +106,7 @@ impl Snapshotter {
         let shows = used.map(|record| async move {
             let chain = self.chain(record.parent.clone()).await?;
             if let Some(remote) = RemoteChain::topmost(&chain)
-                && let Err(error) = self.trees.need(&remote, record.id).await
+                && let Err(error) = self.trees.need_again(&remote, record.id).await
             {
                 tracing::error!(name = record.name, chain = %remote.layer.chain, %error, "a tree cannot be shown again");
             }

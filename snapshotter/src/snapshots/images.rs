@@ -5,13 +5,13 @@
 //! ordinary overlay snapshotter.
 //!
 //! What the service promises: it calls [`Images::show`] before it hands out mounts that need a tree, and
-//! [`Images::release`] after the last snapshot that needed it is gone; for one chain these calls never overlap. After a
-//! restart it calls `show` again for every tree that a snapshot needs. Calls are not cancelled when containerd gives up
+//! [`Images::release`] after the last snapshot that needed it, or one of its places, is gone; for one chain these calls
+//! never overlap. After a restart it calls `show` again for every tree that a snapshot needs. Calls are not cancelled when containerd gives up
 //! waiting.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use futures::future::BoxFuture;
 use hermes_store::{RemoteLayer, SnapshotRecord, SnapshotUsage};
@@ -87,12 +87,17 @@ pub trait Images: Debug + Send + Sync + 'static {
     fn decide<'a>(&'a self, layer: &'a PulledLayer) -> BoxFuture<'a, Decision>;
 
     /// Makes sure that the merged tree of `chain` is mounted, read-only, and says where. Called whenever mounts are
-    /// handed out, so it is quick when the tree is there. The answer must stay the same until [`Self::release`]:
-    /// containers have the directory in their mounts. Its path must not hold a colon or a comma.
+    /// handed out, so it is quick when the tree is there. The answer may be another place than the last time; a place
+    /// that was answered must go on showing the tree until it is released: containers have the directory in their
+    /// mounts. Its path must not hold a colon or a comma.
     fn show<'a>(&'a self, chain: &'a RemoteChain) -> BoxFuture<'a, Result<PathBuf, ImagesError>>;
 
-    /// No snapshot needs the tree of `chain` any more. May come for a tree that could not be shown.
-    fn release<'a>(&'a self, chain: &'a RemoteChain) -> BoxFuture<'a, ()>;
+    /// Where the tree of `chain` is shown now, also by an earlier process.
+    fn places<'a>(&'a self, chain: &'a RemoteChain) -> BoxFuture<'a, Vec<PathBuf>>;
+
+    /// No snapshot needs the tree of `chain` any more at `place`; at none, when that is `None`. May come for a tree that
+    /// could not be shown.
+    fn release<'a>(&'a self, chain: &'a RemoteChain, place: Option<&'a Path>) -> BoxFuture<'a, ()>;
 
     /// What of a remote layer is really on this node.
     fn usage<'a>(&'a self, layer: &'a RemoteLayer) -> BoxFuture<'a, Result<SnapshotUsage, ImagesError>>;
@@ -119,7 +124,11 @@ impl Images for PlainImages {
         Box::pin(async { Err(ImagesError::Failed(message)) })
     }
 
-    fn release<'a>(&'a self, _chain: &'a RemoteChain) -> BoxFuture<'a, ()> {
+    fn places<'a>(&'a self, _chain: &'a RemoteChain) -> BoxFuture<'a, Vec<PathBuf>> {
+        Box::pin(async { Vec::new() })
+    }
+
+    fn release<'a>(&'a self, _chain: &'a RemoteChain, _place: Option<&'a Path>) -> BoxFuture<'a, ()> {
         Box::pin(async {})
     }
 

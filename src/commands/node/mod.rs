@@ -7,7 +7,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Subcommand};
-use hermes_snapshotter::config::{FIRST_PULL_MIN_BYTES, NodeConfig, RegistrySettings, UNUSED_IMAGES_MAX};
+use hermes_snapshotter::config::{
+    COMPLETE_RATE_BYTES_PER_SECOND, CompleteMode, FIRST_PULL_MIN_BYTES, NodeConfig, RegistrySettings, UNUSED_IMAGES_MAX,
+};
 use hermes_snapshotter::control::{self, Request};
 use hermes_snapshotter::mounts::erofs::Backing;
 use hermes_snapshotter::node::{Node, NodeError, Supervision};
@@ -83,6 +85,16 @@ pub(crate) struct NodeArgs {
     /// Most bytes that the store may hold.
     #[arg(long, value_name = "BYTES")]
     budget: Option<u64>,
+    /// Fetch what nobody has read of mounted images as well: never, idle (when a start has settled, slowly, while no reader
+    /// waits) or full (at once, as fast as it goes). Never evicts another image's bytes for it.
+    #[arg(long, value_name = "WHEN", default_value = "idle")]
+    complete: CompleteMode,
+    /// Most bytes per second, uncompressed, that are fetched so; 0 for no limit.
+    #[arg(long, value_name = "BYTES", default_value_t = COMPLETE_RATE_BYTES_PER_SECOND)]
+    complete_rate: u64,
+    /// Do not fetch what the first start of an image is likely to read, as far as the image itself tells.
+    #[arg(long)]
+    no_guess: bool,
     /// Of how many images that nothing needs any more index and layers are kept, as far as the budget lets them. Those
     /// that were used last stay.
     #[arg(long, value_name = "COUNT", default_value_t = UNUSED_IMAGES_MAX)]
@@ -256,6 +268,9 @@ async fn serve(args: NodeArgs) -> anyhow::Result<()> {
         unused_images_max: args.keep_images,
         index_on_first_pull_min_bytes: args.index_on_first_pull_min_size,
         store_budget_bytes: args.budget,
+        complete: args.complete,
+        guess_starts: !args.no_guess,
+        complete_rate_bytes_per_second: args.complete_rate,
         read_deadline_ms: args.read_deadline_ms,
         way: args.way,
         erofs_backing: args.erofs_backing,

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
@@ -77,7 +77,11 @@ impl Images for Folders {
         })
     }
 
-    fn release<'a>(&'a self, chain: &'a RemoteChain) -> BoxFuture<'a, ()> {
+    fn places<'a>(&'a self, _chain: &'a RemoteChain) -> BoxFuture<'a, Vec<PathBuf>> {
+        Box::pin(async { Vec::new() })
+    }
+
+    fn release<'a>(&'a self, chain: &'a RemoteChain, _place: Option<&'a Path>) -> BoxFuture<'a, ()> {
         self.call("release", &chain.layer);
         Box::pin(async {})
     }

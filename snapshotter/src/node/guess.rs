@@ -1,0 +1,115 @@
+//! Fetching what the first start of an image is likely to read, as far as the image itself tells ([`hermes_image::guess`]).
+//!
+//! Begins when the image's first container is prepared, its tree is shown, and no profile of it is found (which knows better):
+//! the configuration is asked of the registry,
+//! and the command in it followed through the tree. What has to be read to follow it (headers, scripts) is read as a
+//! container would read it, and what is found is asked for at once, as what nobody waits for; the container's own reads
+//! go before it. Nothing waits for any of it, and nothing fails with it. It ends with its bounds, or when the tree is shown
+//! no more: then its layers are closed, and asking for them fails.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hermes_image::erofs::Image;
+use hermes_image::guess::{Command, GuessedFile, LIMITS, guess_and_tell};
+use hermes_image::ids::{DiffId, Digest};
+use hermes_image::runs::Runs;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::Inner;
+use crate::fetch::{Class, FetchHandle};
+use crate::fs::read::{LayerFile, Piece, Plan};
+
+/// What is not here by then was not needed by this start: it is left to readers.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A first start.
+pub(super) struct Start {
+    /// The image, by which its registry is found.
+    pub(super) reference: String,
+    pub(super) manifest: Digest,
+    /// The tree's EROFS image.
+    pub(super) tree: Bytes,
+    /// The layers, lowest first.
+    pub(super) layers: Vec<DiffId>,
+}
+
+/// Guesses and fetches, unless `has_profile` says that it is known.
+pub(super) async fn prefetch(node: Weak<Inner>, start: Start, mut has_profile: watch::Receiver<Option<bool>>) {
+    match has_profile.wait_for(Option::is_some).await {
+        Ok(found) if *found == Some(false) => {}
+        // It is known, or the start is over.
+        _ => return,
+    }
+    let Some(inner) = node.upgrade() else { return };
+    let image = start.reference.clone();
+    let command = match inner.resolve_manifest(&start.reference, start.manifest).await {
+        Ok((_, resolved)) => Command::of_config(&resolved.config_bytes),
+        Err(refusal) => return tracing::debug!(image, reason = refusal.reason, "a start is not guessed"),
+    };
+    let Some(command) = command else { return };
+    let files: Option<Vec<_>> = {
+        let open = inner.layers.lock();
+        // What is read to guess is no start's: nobody notes it.
+        let unnoted = |file: &LayerFile| Arc::new(LayerFile { touches: Arc::default(), ..file.clone() });
+        start.layers.iter().map(|layer| open.get(layer).map(|(_, file)| unnoted(file))).collect()
+    };
+    let (Some(files), Ok(tree)) = (files, Image::open(start.tree)) else { return };
+    let (reader, fetch) = (inner.reader.clone(), inner.fetch.clone());
+    drop(inner);
+    let guessing = tokio::task::spawn_blocking(move || {
+        let runtime = Handle::current();
+        let mut read = |layer: u16, range: std::ops::Range<u64>| {
+            let file = Arc::clone(files.get(usize::from(layer))?);
+            let mut plan = Plan::default();
+            let len = usize::try_from(range.end.checked_sub(range.start)?).ok()?;
+            (range.end <= file.table().logical_len_bytes()).then_some(())?;
+            plan.push(Piece::Layer { file, offset: range.start, len });
+            runtime.block_on(reader.read(&plan)).ok()
+        };
+        let mut ahead = Ahead { files: &files, fetch: &fetch, runtime: &runtime, asked: BTreeMap::new() };
+        let guess = guess_and_tell(&tree, &command, LIMITS, &mut read, &mut |file| ahead.fetch(file));
+        let bytes: u64 = guess.files.iter().map(GuessedFile::len_bytes).sum();
+        (guess.files.len(), bytes, guess.is_cut)
+    });
+    if let Ok((files, bytes, is_cut)) = guessing.await {
+        tracing::info!(image, files, bytes, is_cut, "guessed what a first start reads");
+    }
+}
+
+/// Asks for what is guessed.
+struct Ahead<'a> {
+    files: &'a [Arc<LayerFile>],
+    fetch: &'a FetchHandle,
+    runtime: &'a Handle,
+    asked: BTreeMap<u16, Runs>,
+}
+
+impl Ahead<'_> {
+    fn fetch(&mut self, file: &GuessedFile) {
+        for (layer, range) in &file.pieces {
+            let Some(of) = self.files.get(usize::from(*layer)) else { continue };
+            let asked = self.asked.entry(*layer).or_default();
+            let new = Runs::one(of.table().covering(range.clone())).difference(asked);
+            asked.insert_all(&new);
+            let missing: Runs = new.iter().flat_map(|run| of.layer.missing(run).iter().collect::<Vec<_>>()).collect();
+            if !missing.is_empty() {
+                self.need(of.layer.diff_id(), missing);
+            }
+        }
+    }
+
+    /// The one place where guessed chunks are asked for. There are at most as many as a guess has files.
+    fn need(&self, layer: DiffId, chunks: Runs) {
+        let fetch = self.fetch.clone();
+        self.runtime.spawn(async move {
+            let came = fetch.need(layer, chunks, Class::Prefetch, Instant::now() + PATIENCE).await;
+            if let Err(error) = came {
+                tracing::debug!(%layer, %error, "what was guessed did not come");
+            }
+        });
+    }
+}
