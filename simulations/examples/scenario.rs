@@ -3,14 +3,17 @@
 //!
 //! ```text
 //! cargo run --release -p hermes-simulations --example scenario -- start-1000 [SEED] [section.field=value ...]
-//! cargo run --release -p hermes-simulations --example scenario -- check FIRST COUNT    (one alone is shown)
+//! cargo run --release -p hermes-simulations --example scenario -- check FIRST COUNT
+//! cargo run --release -p hermes-simulations --example scenario -- check SEED [nodes=N ...]
 //! ```
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use hermes_simulations::fuzz;
 use hermes_simulations::scenario::{Scenario, shipped};
+use hermes_simulations::shape::{FILE_LEN_MAX_BYTES, Shape};
 use hermes_simulations::{run, synthetic_shape};
 
 type Done = Result<(), Box<dyn std::error::Error>>;
@@ -22,7 +25,10 @@ fn main() -> Done {
     let numbers: Vec<u64> = numbers.iter().map(|number| number.parse()).collect::<Result<_, _>>()?;
     if name == "check" {
         let first = numbers.first().copied().unwrap_or(0);
-        return check(first..first + numbers.get(1).copied().unwrap_or(200));
+        return match numbers.get(1) {
+            Some(count) => check(first..first + count),
+            None => show(first, &changes),
+        };
     }
     scenario(&name, numbers.first().copied().unwrap_or(1), &changes)
 }
@@ -31,11 +37,6 @@ fn main() -> Done {
 fn check(seeds: std::ops::Range<u64>) -> Done {
     let began = Instant::now();
     let (mut failures, count) = (0, seeds.end - seeds.start);
-    if count == 1 {
-        println!("{:#?}", fuzz::drawn(seeds.start, &[]));
-        let report = fuzz::check_one(seeds.start, &[], None)?;
-        report.lines().into_iter().for_each(|(name, value)| println!("{name:20} {value}"));
-    }
     for seed in seeds {
         if let Some(failure) = fuzz::check(seed, None)? {
             failures += 1;
@@ -46,6 +47,15 @@ fn check(seeds: std::ops::Range<u64>) -> Done {
     Ok(())
 }
 
+/// Runs one random world, with changes made to it, and shows it.
+fn show(seed: u64, changes: &[String]) -> Done {
+    let changes: Vec<fuzz::Change> = changes.iter().map(|change| change.parse()).collect::<Result<_, _>>()?;
+    println!("{:#?}", fuzz::drawn(seed, &changes));
+    let report = fuzz::check_one(seed, &changes, None)?;
+    report.lines().into_iter().for_each(|(name, value)| println!("{name:20} {value}"));
+    Ok(())
+}
+
 /// Runs a scenario of the binary, or of a file, and prints what came of it.
 fn scenario(name: &str, seed: u64, changes: &[String]) -> Done {
     let text = match shipped(name) {
@@ -53,7 +63,16 @@ fn scenario(name: &str, seed: u64, changes: &[String]) -> Done {
         None => std::fs::read_to_string(name)?,
     };
     let scenario = Arc::new(Scenario::parse(&text, changes)?);
-    let shape = synthetic_shape(&scenario, seed)?;
+    let shape = match &scenario.image.shape {
+        Some(file) => {
+            let path = Path::new(name).parent().unwrap_or(Path::new("")).join(file);
+            if std::fs::metadata(&path)?.len() > FILE_LEN_MAX_BYTES {
+                return Err(format!("{} is too long for a shape", path.display()).into());
+            }
+            Arc::new(Shape::parse(&std::fs::read(path)?)?)
+        }
+        None => synthetic_shape(&scenario, seed)?,
+    };
     let began = Instant::now();
     let report = run(scenario, shape, seed, |progress| {
         if progress.happened.is_multiple_of(1 << 20) {

@@ -217,8 +217,8 @@ pub struct Failure {
 impl Failure {
     /// The command that replays it.
     pub fn replay(&self) -> String {
-        let changes: String = self.changes.iter().map(|change| format!(" --set {change}")).collect();
-        format!("hermes simulate check --seed {}{changes}", self.seed)
+        let changes: String = self.changes.iter().map(|change| format!(" {change}")).collect();
+        format!("cargo run --release -p hermes-simulations --example scenario -- check {}{changes}", self.seed)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is simulated: a cluster, a registry, an image, a workload and faults, as commented TOML with units.
 //!
-//! Every field has a default, so a scenario says what is special about it. `--set cluster.nodes=500` changes a field before
+//! Every field has a default, so a scenario says what is special about it. A change (`cluster.nodes=500`) is made to a field before
 //! anything is read, so that a wrong name or value is refused like one in the file.
 
 mod shipped;
@@ -22,7 +22,7 @@ pub enum ScenarioError {
     #[error("the scenario cannot be read: {0}")]
     Read(#[from] toml::de::Error),
     /// A change that changes nothing.
-    #[error("{0:?} is no change; write --set section.field=value")]
+    #[error("{0:?} is no change; write section.field=value")]
     Change(String),
     /// A value out of range.
     #[error("{field} is {value}, but must be {must}")]
