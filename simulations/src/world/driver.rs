@@ -81,7 +81,7 @@ impl World {
     fn arm(&mut self, no: u32, at: Instant) {
         let node = &mut self.nodes[no as usize];
         node.armed = Some(at);
-        if self.sabotage == Some(Sabotage::DroppedTimer) && at.0 % 4 == 0 {
+        if self.sabotage == Some(Sabotage::DroppedTimer) && at.0.is_multiple_of(4) {
             return;
         }
         node.timer = Some(at);

@@ -61,7 +61,10 @@ impl World {
             FaultKind::PowerLoss => hit.iter().for_each(|node| self.kill(*node, false, fault.lasts.is_some())),
             FaultKind::Pause => {
                 let until = until.min(now + 3600 * crate::queue::SECOND);
-                hit.iter().for_each(|node| self.nodes[*node as usize].paused_until = until);
+                for node in &hit {
+                    let paused = &mut self.nodes[*node as usize].paused_until;
+                    *paused = (*paused).max(until);
+                }
                 self.change_members(detection);
             }
             FaultKind::Slow => hit.iter().for_each(|node| self.slow_down(*node, fault.factor)),
