@@ -1,0 +1,42 @@
+//! The same policy in a made-up world.
+//!
+//! Owns virtual time, links, a registry, a cluster with faults, and the checkers; runs [`hermes_policy::flight::Flight`], the
+//! code of the node daemon, unchanged, on each of up to tens of thousands of nodes. Never reads a clock or draws a number
+//! that is not in the seed, so that one seed is one run ([`trace`]), and never decides about chunks.
+//!
+//! Data flows: [`scenario`] + [`shape`] + seed -> [`world`] -> [`report`]; [`checkers`] watch all the way; [`fuzz`] makes random
+//! small worlds, and makes the failing ones smaller. What the model is, and what it cannot say: `docs/simulation.md`.
+
+pub mod checkers;
+pub mod fuzz;
+pub mod net;
+pub mod queue;
+pub mod report;
+pub mod sabotage;
+pub mod scenario;
+pub mod shape;
+pub mod trace;
+pub mod units;
+pub mod world;
+
+mod node;
+
+use std::sync::Arc;
+
+use report::Report;
+use scenario::Scenario;
+use shape::{Shape, ShapeError};
+use world::{Progress, World};
+
+/// Runs a scenario with the image's shape. The same arguments give the same report on every machine.
+pub fn run(scenario: Arc<Scenario>, shape: Arc<Shape>, seed: u64, tell: impl FnMut(Progress)) -> Report {
+    World::new(scenario, shape, seed, None).run(tell)
+}
+
+/// The shape by a scenario's parameters.
+///
+/// # Errors
+/// When the parameters describe no image.
+pub fn synthetic_shape(scenario: &Scenario, seed: u64) -> Result<Arc<Shape>, ShapeError> {
+    Ok(Arc::new(Shape::synthetic(&scenario.image, seed)?))
+}

@@ -1,0 +1,280 @@
+//! What programs read, and when they start.
+//!
+//! A start opens the image's layers, asks for its prefetch, and reads the shape's reads in order, some at once. A read of what
+//! is here costs nothing; one that finds a mark of the policy is told as a hit; one that misses waits. The node is ready when
+//! the last read is done. A read that fails is counted and made again after a second, as programs do.
+
+use hermes_image::runs::Runs;
+use hermes_policy::class::Class;
+use hermes_policy::event::{Event, FailCause, OriginNo, PeerNo, ReadId};
+
+use super::{Happening, World};
+use crate::node::{Start, Waiting};
+use crate::queue::{Nanos, SECOND};
+use crate::scenario::{Prefetch, WorkloadKind};
+
+/// How long prefetch is worth waiting for: as long as `hermes complete` waits for one layer.
+const PREFETCH_DEADLINE: Nanos = 600 * SECOND;
+/// A node has run for so long when the first start comes, so that connections stand.
+const SETTLED: Nanos = SECOND;
+
+impl World {
+    /// Plans the whole run.
+    pub(super) fn begin(&mut self) {
+        let work = self.scenario.workload.clone();
+        let nodes = self.nodes.len() as u32;
+        let members = if work.kind == WorkloadKind::Autoscaler { work.warm } else { nodes };
+        for no in 0..members {
+            let node = &mut self.nodes[no as usize];
+            (node.joined, node.up) = (true, true);
+        }
+        (0..members).for_each(|no| self.join(no));
+        let first = if work.kind == WorkloadKind::Autoscaler { work.warm } else { 0 };
+        (0..first).for_each(|no| self.have_everything(no));
+        self.starts = nodes - first;
+        let interval = 60 * SECOND / u64::from(work.per_minute.max(1));
+        for no in first..nodes {
+            let place = u64::from(no - first);
+            let at = match work.kind {
+                WorkloadKind::FlashCrowd => work.spread.0 * place / u64::from(self.starts.max(1)),
+                WorkloadKind::Staggered | WorkloadKind::Autoscaler => interval * place,
+                WorkloadKind::RollingUpdate => {
+                    self.have_version_before(no);
+                    if place >= u64::from(work.surge) {
+                        self.to_roll.push(no);
+                        continue;
+                    }
+                    0
+                }
+            };
+            self.last_change = self.last_change.max(SETTLED + at);
+            self.queue.at(SETTLED + at, Happening::Arrives { node: no });
+        }
+        self.to_roll.reverse();
+        self.plan_faults(SETTLED);
+        self.queue.at(SETTLED, Happening::Check);
+    }
+
+    /// A node that runs the image already: all that a start reads is here.
+    fn have_everything(&mut self, no: u32) {
+        for place in 0..self.shape.layers.len() {
+            self.nodes[no as usize].layers[place].have = self.shape.layers[place].hot.clone();
+        }
+        self.open_layers(no, None);
+    }
+
+    /// A node that runs the version before has the layers that have not changed.
+    fn have_version_before(&mut self, no: u32) {
+        let kept = self.shape.layers.len().saturating_sub(usize::from(self.scenario.workload.changed_layers));
+        for place in 0..kept {
+            self.nodes[no as usize].layers[place].have = self.shape.layers[place].hot.clone();
+        }
+    }
+
+    /// What of a changed layer the version before has, in other places: the same on all nodes.
+    fn kept_chunks(&self, place: usize) -> Runs {
+        let count = self.shape.layers[place].geometry.chunk_count();
+        let changed = self.scenario.workload.changed.of(u64::from(count)) as u32;
+        Runs::one(changed.min(count)..count)
+    }
+
+    fn open_layers(&mut self, no: u32, begins: Option<&Prefetch>) {
+        let rolls = self.scenario.workload.kind == WorkloadKind::RollingUpdate;
+        let kept = self.shape.layers.len().saturating_sub(usize::from(self.scenario.workload.changed_layers));
+        for place in 0..self.shape.layers.len() {
+            let (layer, geometry) = (self.shape.layers[place].diff_id, self.shape.layers[place].geometry.clone());
+            let here = &mut self.nodes[no as usize].layers[place];
+            here.open = true;
+            let present = here.have.clone();
+            let local = if rolls && place >= kept { self.kept_chunks(place) } else { Runs::new() };
+            if begins.is_some() {
+                let needed = self.shape.layers[place].hot.difference(&present).difference(&local);
+                self.checkers.needs(place, &needed);
+            }
+            self.tell(no, Event::LayerOpened { layer, geometry, present, local, origin: Some(OriginNo(0)) });
+            self.provide(no, place as u16);
+            let near: Vec<u32> = self.nodes[no as usize].connected.iter().copied().collect();
+            near.into_iter().for_each(|peer| self.watch(no, place as u16, peer));
+        }
+    }
+
+    /// A pod lands on a node.
+    pub(super) fn arrives(&mut self, no: u32) {
+        if self.scenario.workload.kind == WorkloadKind::Autoscaler && !self.nodes[no as usize].joined {
+            self.join(no);
+            self.change_members(self.scenario.cluster.gossip.0);
+        }
+        if !self.nodes[no as usize].up {
+            // Died before: the pod goes elsewhere.
+            self.nodes[no as usize].lost = true;
+            self.lost += 1;
+            return;
+        }
+        let now = self.queue.now();
+        let start = Start { began: now, next: 0, done: 0, ready: None, again: Vec::new(), at: Default::default() };
+        self.nodes[no as usize].start = Some(start);
+        let prefetch = self.scenario.start.prefetch;
+        self.open_layers(no, Some(&prefetch));
+        self.prefetch(no);
+        (0..self.scenario.start.parallel).for_each(|_| self.read_on(no));
+    }
+
+    fn prefetch(&mut self, no: u32) {
+        for place in 0..self.shape.layers.len() {
+            let all = 0..self.shape.layers[place].geometry.chunk_count();
+            let wanted = match self.scenario.start.prefetch {
+                Prefetch::None => Runs::new(),
+                Prefetch::Profile => self.shape.layers[place].hot.clone(),
+                Prefetch::All => Runs::one(all),
+            };
+            let missing = wanted.difference(&self.nodes[no as usize].layers[place].have);
+            if !missing.is_empty() {
+                self.need(no, place as u16, missing, Class::Prefetch, PREFETCH_DEADLINE);
+            }
+        }
+    }
+
+    fn need(&mut self, no: u32, layer: u16, chunks: Runs, class: Class, patience: Nanos) -> ReadId {
+        let now = self.queue.now();
+        let node = &mut self.nodes[no as usize];
+        let read = node.read_id();
+        node.reads.insert(read, Waiting { layer, chunks: chunks.clone(), class, since: now });
+        let deadline = node.clock(now + patience);
+        let layer = self.shape.layers[usize::from(layer)].diff_id;
+        self.tell(no, Event::ReadNeeds { read, layer, chunks, class, deadline });
+        read
+    }
+
+    /// One of a program's threads reads on, until it has to wait.
+    pub(super) fn read_on(&mut self, no: u32) {
+        let now = self.queue.now();
+        loop {
+            let node = &mut self.nodes[no as usize];
+            let Some(start) = node.start.as_mut().filter(|_| node.up) else { return };
+            let place = match start.again.pop() {
+                Some(place) => place,
+                None if start.next < self.shape.reads.len() => {
+                    start.next += 1;
+                    start.next - 1
+                }
+                None => return self.is_ready(no),
+            };
+            let read = self.shape.reads[place].clone();
+            let here = &mut node.layers[usize::from(read.layer)];
+            if !here.have.contains_all(read.chunks.clone()) {
+                let id = ReadId(node.next_read + 1);
+                start.at.insert(id, place);
+                let deadline = self.scenario.start.deadline.0;
+                self.need(no, read.layer, Runs::one(read.chunks), Class::Demand, deadline);
+                return;
+            }
+            start.done += 1;
+            self.hits += 1;
+            let marked: Vec<usize> =
+                here.marks.iter().filter(|(_, chunk)| read.chunks.contains(chunk)).map(|(mark, _)| *mark).collect();
+            here.marks.retain(|mark, _| !marked.contains(mark));
+            if !marked.is_empty() {
+                let layer = self.shape.layers[usize::from(read.layer)].diff_id;
+                let (first_chunk, end_chunk) = (read.chunks.start, read.chunks.end);
+                self.tell(no, Event::ReadHit { layer, first_chunk, end_chunk });
+            }
+            let think = self.think();
+            if think > 0 {
+                return self.queue.at(now + think, Happening::Read { node: no });
+            }
+        }
+    }
+
+    /// What one thread computes between two reads.
+    fn think(&self) -> Nanos {
+        let reads = (self.shape.reads.len() as u64).max(1);
+        self.scenario.start.work.0 * u64::from(self.scenario.start.parallel) / reads
+    }
+
+    fn is_ready(&mut self, no: u32) {
+        let now = self.queue.now();
+        let reads = self.shape.reads.len();
+        let Some(start) = &mut self.nodes[no as usize].start else { return };
+        if start.done < reads || start.ready.is_some() {
+            return;
+        }
+        start.ready = Some(now);
+        self.ready += 1;
+        if let Some(next) = self.to_roll.pop() {
+            self.last_change = now;
+            self.queue.after(0, Happening::Arrives { node: next });
+        }
+    }
+
+    /// A read has all its chunks.
+    pub(super) fn delivered(&mut self, no: u32, read: ReadId) {
+        let now = self.queue.now();
+        let node = &mut self.nodes[no as usize];
+        let Some(waiting) = node.reads.remove(&read) else {
+            return self.violated("reads", format!("node {no}: {read:?} ends twice"));
+        };
+        let here = &node.layers[usize::from(waiting.layer)];
+        let lacking = waiting.chunks.difference(&here.have);
+        if !lacking.is_empty() {
+            return self.violated("verified", format!("node {no}: {read:?} gets {lacking:?}, which is not stored"));
+        }
+        if let Some(what) = self.checkers.check_delivery(no, waiting.layer, &waiting.chunks) {
+            return self.violated("verified", what);
+        }
+        if waiting.class == Class::Prefetch {
+            return;
+        }
+        let wait = now - waiting.since;
+        self.waits.push((wait, self.len_bytes(waiting.layer, &waiting.chunks) as u32));
+        if wait > self.scenario.expect.demand_wait.0 {
+            let waited = crate::units::show_nanos(wait);
+            self.violated(
+                "starved",
+                format!("node {no}: {:?} of layer {} came after {waited}", waiting.chunks, waiting.layer),
+            );
+        }
+        let think = self.think();
+        let node = &mut self.nodes[no as usize];
+        if let Some(start) = &mut node.start
+            && start.at.remove(&read).is_some()
+        {
+            start.done += 1;
+        }
+        self.queue.at(now + think, Happening::Read { node: no });
+    }
+
+    /// A read has failed: the program tries again.
+    pub(super) fn read_failed(&mut self, no: u32, read: ReadId, cause: &FailCause) {
+        let node = &mut self.nodes[no as usize];
+        let Some(waiting) = node.reads.remove(&read) else {
+            return self.violated("reads", format!("node {no}: {read:?} ends twice"));
+        };
+        if waiting.class == Class::Prefetch {
+            return;
+        }
+        if let Some(start) = &mut node.start
+            && let Some(place) = start.at.remove(&read)
+        {
+            start.again.push(place);
+        }
+        self.checkers.read_failed();
+        if !self.scenario.expect.failures {
+            let why = Self::describe(cause);
+            return self
+                .violated("failed", format!("node {no}: {:?} of layer {}: {why}", waiting.chunks, waiting.layer));
+        }
+        self.queue.after(SECOND, Happening::Read { node: no });
+    }
+
+    /// A daemon that has started again opens what it has, and its containers' reads are made again.
+    pub(super) fn resume(&mut self, no: u32) {
+        self.join(no);
+        let near: Vec<u32> = self.nodes[no as usize].connected.iter().copied().collect();
+        near.into_iter().for_each(|peer| self.tell(no, Event::PeerUp { peer: PeerNo(peer) }));
+        if self.nodes[no as usize].start.is_some() {
+            self.open_layers(no, Some(&Prefetch::None));
+            self.prefetch(no);
+            (0..self.scenario.start.parallel).for_each(|_| self.read_on(no));
+        }
+    }
+}
