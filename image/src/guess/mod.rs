@@ -282,7 +282,7 @@ impl<B: AsRef<[u8]>> Guesser<'_, '_, B> {
             Some(Interpreter::Node) => self.javascript(&words[1..], depth),
             Some(Interpreter::Shell) => self.shell(&words[1..], depth),
             Some(Interpreter::Runs(skip)) => {
-                let rest = words.iter().skip(1).skip_while(|word| skip(word));
+                let rest = words.iter().skip(1).skip_while(skip);
                 self.run(rest.cloned().collect(), &format!("{name} runs it"), depth + 1);
             }
             None => {}
