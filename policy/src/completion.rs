@@ -20,7 +20,7 @@ pub const QUIET: Duration = Duration::from_secs(10);
 pub const LONGEST_START: Duration = Duration::from_secs(120);
 
 /// Whether a start of an image that was prepared at `prepared`, and read at `last_miss` for the last time something
-/// that was not here, is over. Recorder and completion go by the same.
+/// that was not here, is over. The recorder of starts goes by the same times, on all reads.
 pub fn is_settled(prepared: Instant, last_miss: Option<Instant>, now: Instant) -> bool {
     let last = last_miss.map_or(prepared, |miss| miss.max(prepared));
     now.since(last) >= QUIET || now.since(prepared) >= LONGEST_START

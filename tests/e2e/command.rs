@@ -181,7 +181,7 @@ fn mount_points_that_cannot_be_used_are_named() {
 
     let state = rig.state();
     assert_fails(&["unmount", text(&foreign), "--state", &state], 3, "nothing is mounted at");
-    assert_fails(&["complete", text(&foreign), "--state", &state], 3, "nothing is mounted at");
+    assert_fails(&["complete", text(&foreign), "--state", &state], 3, "is mounted by this node");
     let held = std::fs::File::open(Path::new(&used).join("gzip/first")).expect("opens");
     assert_fails(&["unmount", &used, "--state", &state], 7, "is in use");
     rig.sample.check(Path::new(&used)).expect("nothing has changed");

@@ -100,8 +100,10 @@ pub(super) fn needs(mut read: impl FnMut(Range<u64>) -> Option<Vec<u8>>) -> Opti
     });
     let entries: Vec<(u64, u64)> = entries.collect();
     let strings = entries.iter().find(|(tag, _)| *tag == DT_STRTAB).map(|(_, address)| *address)?;
-    let (address, _, offset) = *loads.iter().find(|(address, len, _)| strings.wrapping_sub(*address) < *len)?;
-    let strings = offset.checked_add(strings - address)?;
+    let strings = loads.iter().find_map(|(address, len, offset)| {
+        let within = strings.checked_sub(*address).filter(|within| within < len)?;
+        offset.checked_add(within)
+    })?;
     for (tag, value) in entries {
         let mut name = || {
             let start = strings.checked_add(value)?;

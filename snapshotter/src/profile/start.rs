@@ -6,13 +6,12 @@ use std::time::Duration;
 use hermes_image::ids::DiffId;
 use hermes_image::index::chunks::ChunkTable;
 use hermes_image::runs::Runs;
+use hermes_policy::completion::QUIET;
 use hermes_policy::profile::{FirstTouch, START_MAX_MS, Seen, StartRecord};
 
 use super::touches::{Claim, Touches};
 use std::sync::Arc;
 
-/// A start has settled when nothing was read for the first time for so long.
-const SETTLED_AFTER: Duration = Duration::from_secs(10);
 /// A start that nobody begins is waited for so long.
 const BEGUN_WITHIN: Duration = Duration::from_secs(3600);
 
@@ -58,8 +57,7 @@ impl Look {
     pub fn is_over(&self, age: Duration) -> bool {
         let Some(first_us) = self.first_us else { return age >= BEGUN_WITHIN };
         let (first, last) = (Duration::from_micros(first_us), Duration::from_micros(self.last_us));
-        age.saturating_sub(last) >= SETTLED_AFTER
-            || age.saturating_sub(first) >= Duration::from_millis(START_MAX_MS.into())
+        age.saturating_sub(last) >= QUIET || age.saturating_sub(first) >= Duration::from_millis(START_MAX_MS.into())
     }
 }
 
