@@ -103,7 +103,8 @@ mod tests {
     fn what_is_unknown_is_answered_with_what_there_is() {
         let error = open("start-99", &[], 1).expect_err("there is none").to_string();
         assert!(error.starts_with("\"start-99\" is neither") && error.contains("start-100, start-1000"), "{error}");
-        let error = open("start-100", &["cluster.nodes=many".to_owned()], 1).expect_err("no number").to_string();
-        assert!(error.contains("nodes"), "{error}");
+        let error = open("start-100", &["cluster.nodes=many".to_owned()], 1).expect_err("no number");
+        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        assert!(cause.contains("`cluster.nodes`"), "{error}: {cause}");
     }
 }

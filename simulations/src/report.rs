@@ -1,8 +1,8 @@
 //! What came of a run.
 //!
 //! All figures are integers of virtual time and bytes, so that two machines print the same. `bound` is what no system can do
-//! better: the longest of a node's bytes at the speed of its card, the bytes that leave the registry once at its speed, and
-//! the program's own work.
+//! better: the longest of the bytes that a start lacks at the speed of a node's card, the bytes that leave the registry once at
+//! its speed, and the program's own work.
 
 use std::ops::Range;
 
@@ -152,9 +152,10 @@ fn share(part: u64, whole: u64) -> u64 {
 impl World {
     /// What no system can do better for starts that come together.
     fn bound(&self, needed: u64) -> Nanos {
-        let (_, start_bytes) = self.shape().start_size();
-        let cluster = &self.scenario().cluster;
-        let own = cluster.nic.time(start_bytes);
+        // What one start lacks: all starts that come together lack the same.
+        let layers = self.checkers().needed().iter().enumerate();
+        let lacking_bytes = layers.map(|(layer, chunks)| self.len_bytes(layer as u16, chunks)).sum();
+        let own = self.scenario().cluster.nic.time(lacking_bytes);
         let registry = self.scenario().registry.bandwidth.time(needed);
         own.max(registry).max(self.scenario().start.work.0)
     }

@@ -149,7 +149,7 @@ impl World {
         self.store(no, Batch { ask, layer, chunks, from: From::Local, ends: Some(Outcome::Done { bytes }) }, 0);
     }
 
-    pub(super) fn len_bytes(&self, layer: u16, chunks: &Runs) -> u64 {
+    pub(crate) fn len_bytes(&self, layer: u16, chunks: &Runs) -> u64 {
         let geometry = &self.shape.layers[usize::from(layer)].geometry;
         chunks.iter().map(|run| geometry.len_bytes(&run)).sum()
     }

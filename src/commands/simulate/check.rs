@@ -63,7 +63,9 @@ fn check(args: &CheckArgs) -> anyhow::Result<()> {
     failures.iter().for_each(|failure| println!("{failure}"));
     match failures.first() {
         None => println!("{} worlds, nothing violated", args.seeds),
-        Some(first) => anyhow::bail!("{} worlds did not hold, the first with seed {}", failures.len(), first.seed),
+        Some(first) => {
+            anyhow::bail!("worlds that did not hold: {}, the first with seed {}", failures.len(), first.seed)
+        }
     }
     Ok(())
 }
