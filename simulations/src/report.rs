@@ -238,11 +238,14 @@ impl Report {
             ("starts", format!("{} of {} ready, {} died with their node", self.ready, self.starts, self.lost)),
             (
                 "last ready",
-                format!(
-                    "{finished} after the first start, {}.{:02} x the bound of {bound}",
-                    of_bound / 10_000,
-                    of_bound / 100 % 100
-                ),
+                match self.bound_ns {
+                    0 => format!("{finished} after the first start, which lacked nothing"),
+                    _ => format!(
+                        "{finished} after the first start, {}.{:02} x the bound of {bound}",
+                        of_bound / 10_000,
+                        of_bound / 100 % 100
+                    ),
+                },
             ),
             ("a start takes", times(&self.ready_after)),
             (

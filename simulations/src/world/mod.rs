@@ -384,10 +384,6 @@ impl World {
         &self.scenario
     }
 
-    pub(crate) fn shape(&self) -> &Shape {
-        &self.shape
-    }
-
     pub(crate) fn nodes(&self) -> &[Node] {
         &self.nodes
     }
