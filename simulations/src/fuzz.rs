@@ -6,7 +6,10 @@
 //! line that replays it: the seed, and the changes that were made to what it draws.
 
 use std::fmt;
+use std::ops::Range;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hermes_policy::rng::Rng;
 use thiserror::Error;
@@ -187,9 +190,14 @@ fn expected(scenario: &Scenario) -> ExpectConfig {
     let calm = scenario.faults.is_empty() && scenario.registry.requests_per_second.is_none();
     let swarm = scenario.cluster.strategy == Strategy::Hermes;
     let nodes = u64::from(scenario.cluster.nodes);
-    let whole = scenario.start.prefetch == Prefetch::All;
-    // A node reads all for itself at the very worst; readahead and whole images fetch more than starts read.
-    let extra = if whole || scenario.start.prefetch == Prefetch::None { 6 } else { 1 };
+    // A node reads all for itself at the very worst; readahead and whole images fetch more than starts read: how much of an
+    // image a small start is, chunks being 32 KiB at least, has no bound.
+    let start_bytes = u64::from(scenario.image.start_chunks.max(1)) * 32_768;
+    let extra = match scenario.start.prefetch {
+        Prefetch::All => 6.max(1 + scenario.image.size.0 / start_bytes),
+        Prefetch::None => 6,
+        Prefetch::Profile => 1,
+    };
     let registry = match (calm, swarm) {
         (true, true) => 16_000 * extra,
         _ => (nodes + 3) * 30_000 * extra,
@@ -217,8 +225,15 @@ pub struct Failure {
 impl Failure {
     /// The command that replays it.
     pub fn replay(&self) -> String {
-        let changes: String = self.changes.iter().map(|change| format!(" {change}")).collect();
-        format!("cargo run --release -p hermes-simulations --example scenario -- check {}{changes}", self.seed)
+        let changes: String = self.changes.iter().map(|change| format!(" --set {change}")).collect();
+        format!("hermes simulate check --seed {}{changes}", self.seed)
+    }
+}
+
+impl fmt::Display for Failure {
+    /// One line for a shell: the command that replays it, and what it finds.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}  # {}: {}", self.replay(), self.violation.kind, self.violation.what)
     }
 }
 
@@ -240,6 +255,43 @@ pub fn check(seed: u64, sabotage: Option<Sabotage>) -> Result<Option<Failure>, S
     let report = check_one(seed, &[], sabotage)?;
     let Some(violation) = report.violation else { return Ok(None) };
     Ok(Some(shrink(Failure { seed, changes: Vec::new(), violation }, sabotage)))
+}
+
+/// Runs the worlds of seeds on `threads` threads; each world is one thread's alone, so that it does not matter which. Ends
+/// with the first that fails unless `keep_going`, tells `done` of each, and gives the failures in the order of their seeds:
+/// no world before the first of them has been left out.
+///
+/// # Errors
+/// See [`check`].
+pub fn check_all(
+    seeds: Range<u64>,
+    threads: usize,
+    keep_going: bool,
+    done: impl Fn(Option<&Failure>) + Sync,
+) -> Result<Vec<Failure>, ShapeError> {
+    let (next, stop) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
+    let work = || -> Result<Vec<Failure>, ShapeError> {
+        let mut failures = Vec::new();
+        while !stop.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if !seeds.contains(&seed) {
+                break;
+            }
+            let failure = check(seed, None)?;
+            done(failure.as_ref());
+            stop.fetch_or(failure.is_some() && !keep_going, Ordering::Relaxed);
+            failures.extend(failure);
+        }
+        Ok(failures)
+    };
+    let mut failures = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
+        let found = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        found.collect::<Result<Vec<_>, _>>()
+    })?
+    .concat();
+    failures.sort_unstable_by_key(|failure| failure.seed);
+    Ok(failures)
 }
 
 /// Makes a failing world smaller as long as the same checker still finds something.

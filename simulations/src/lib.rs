@@ -4,12 +4,14 @@
 //! code of the node daemon, unchanged, on each of up to tens of thousands of nodes. Never reads a clock or draws a number
 //! that is not in the seed, so that one seed is one run ([`trace`]), and never decides about chunks.
 //!
-//! Data flows: [`scenario`] + [`shape`] + seed -> [`world`] -> [`report`]; [`checkers`] watch all the way; [`fuzz`] makes random
-//! small worlds, and makes the failing ones smaller. What the model is, and what it cannot say: `docs/simulation.md`.
+//! Data flows: [`open`] -> [`scenario`] + [`shape`] + seed -> [`world`] -> [`report`]; [`checkers`] watch all the way, and
+//! [`ledger`] notes who reads what from the registry; [`fuzz`] makes random small worlds, and makes the failing ones smaller. What the model is, and what it cannot say: `docs/simulation.md`.
 
 pub mod checkers;
 pub mod fuzz;
+pub mod ledger;
 pub mod net;
+pub mod open;
 pub mod queue;
 pub mod report;
 pub mod sabotage;

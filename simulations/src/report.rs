@@ -1,12 +1,15 @@
 //! What came of a run.
 //!
 //! All figures are integers of virtual time and bytes, so that two machines print the same. `bound` is what no system can do
-//! better: the longest of a node's bytes at the speed of its card, the bytes that leave the registry once at its speed, and
-//! the program's own work.
+//! better: the longest of the bytes that a start lacks at the speed of a node's card, the bytes that leave the registry once at
+//! its speed, and the program's own work.
+
+use std::ops::Range;
 
 use serde::Serialize;
 
 use crate::checkers::Violation;
+use crate::ledger::Excess;
 use crate::queue::{Nanos, SECOND};
 use crate::units::{show_bytes, show_nanos};
 use crate::world::World;
@@ -100,6 +103,8 @@ pub struct Report {
     /// Demand reads, in hundredths of a percent, that waited longer than twice a round trip between nodes and their bytes at
     /// the speed of the card.
     pub slow_reads: u64,
+    /// Spans that the registry was asked for more than once or in vain, 256 rows at most.
+    pub excess: Vec<Excess>,
     /// Bytes that have to leave the registry once, and that left it.
     pub needed_bytes: u64,
     /// See `needed_bytes`.
@@ -147,9 +152,10 @@ fn share(part: u64, whole: u64) -> u64 {
 impl World {
     /// What no system can do better for starts that come together.
     fn bound(&self, needed: u64) -> Nanos {
-        let (_, start_bytes) = self.shape().start_size();
-        let cluster = &self.scenario().cluster;
-        let own = cluster.nic.time(start_bytes);
+        // What one start lacks: all starts that come together lack the same.
+        let layers = self.checkers().needed().iter().enumerate();
+        let lacking_bytes = layers.map(|(layer, chunks)| self.len_bytes(layer as u16, chunks)).sum();
+        let own = self.scenario().cluster.nic.time(lacking_bytes);
         let registry = self.scenario().registry.bandwidth.time(needed);
         own.max(registry).max(self.scenario().start.work.0)
     }
@@ -183,6 +189,7 @@ impl World {
             waits: Times::of(self.waits().iter().map(|(wait, _)| *wait).collect()),
             hits: self.hits(),
             slow_reads: share(slow, self.hits() + self.waits().len() as u64),
+            excess: self.excess(),
             needed_bytes,
             registry_bytes,
             registry_share: share(registry_bytes, needed_bytes),
@@ -204,6 +211,17 @@ impl World {
 }
 
 impl Report {
+    /// Who asked the registry for what more than once or in vain: a line for each row of `excess`, with its requests below.
+    pub fn excess_lines(&self) -> Vec<String> {
+        let rows = self.excess.iter().flat_map(|row| {
+            let Range { start, end } = row.spans;
+            let (bytes, why) = (show_bytes(row.len_bytes), if row.needed { "" } else { ", which no start reads" });
+            let head = format!("layer {}, spans {start}..{end}, {bytes}{why}", row.layer);
+            std::iter::once(head).chain(row.requests.iter().map(|request| format!("  {request}")))
+        });
+        rows.collect()
+    }
+
     /// The report as lines of a name and a value, for people.
     pub fn lines(&self) -> Vec<(&'static str, String)> {
         let percent = |parts: u64| format!("{}.{:02} %", parts / 100, parts % 100);
@@ -220,11 +238,14 @@ impl Report {
             ("starts", format!("{} of {} ready, {} died with their node", self.ready, self.starts, self.lost)),
             (
                 "last ready",
-                format!(
-                    "{finished} after the first start, {}.{:02} x the bound of {bound}",
-                    of_bound / 10_000,
-                    of_bound / 100 % 100
-                ),
+                match self.bound_ns {
+                    0 => format!("{finished} after the first start, which lacked nothing"),
+                    _ => format!(
+                        "{finished} after the first start, {}.{:02} x the bound of {bound}",
+                        of_bound / 10_000,
+                        of_bound / 100 % 100
+                    ),
+                },
             ),
             ("a start takes", times(&self.ready_after)),
             (

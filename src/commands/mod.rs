@@ -13,6 +13,7 @@ mod node;
 mod profile;
 mod registry;
 mod setup;
+mod simulate;
 mod status;
 mod trace;
 
@@ -77,6 +78,9 @@ enum Command {
     /// Serve images from a folder, for tests, demonstrations and air-gapped nodes.
     #[command(subcommand)]
     Registry(registry::RegistryCommand),
+    /// Simulate clusters of up to tens of thousands of nodes: what a registry sees, and when the last pod answers.
+    #[command(subcommand)]
+    Simulate(simulate::SimulateCommand),
     /// Measure this build on this machine, against a peer or a limit in the same run.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -130,6 +134,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Node(args) => node::run(*args).await,
             Command::Keeper(_) => unreachable!("it runs without a runtime"),
             Command::Registry(command) => registry::run(command).await,
+            Command::Simulate(command) => simulate::run(command).await,
             Command::Bench(command) => bench::run(command).await,
         }
     });

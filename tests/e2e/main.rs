@@ -30,5 +30,6 @@ mod refused;
 mod rounds;
 mod same_tree;
 mod seeing;
+mod simulate;
 mod space;
 mod systemd;

@@ -19,7 +19,7 @@ pub const NODES_MAX: u32 = 100_000;
 #[derive(Debug, Error)]
 pub enum ScenarioError {
     /// No TOML, a field that is not known, or a value that is none.
-    #[error("the scenario cannot be read: {0}")]
+    #[error("the scenario cannot be read")]
     Read(#[from] toml::de::Error),
     /// A change that changes nothing.
     #[error("{0:?} is no change; write section.field=value")]
@@ -412,7 +412,9 @@ mod tests {
             ("cluster.nodes.more=3", "is no change"),
             ("workload.kind=staggered", "workload.per_minute is 0"),
         ] {
-            let error = Scenario::parse("[cluster]\nnodes = 3", &[change.to_owned()]).expect_err(change).to_string();
+            let error = Scenario::parse("[cluster]\nnodes = 3", &[change.to_owned()]).expect_err(change);
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            let error = format!("{error}: {cause}");
             assert!(error.contains(part), "{change}: {error}");
         }
     }

@@ -49,8 +49,10 @@ impl World {
             }
             Action::Rule { claim, ruling } => self.ruled(no, claim, ruling),
             Action::Suspect { peer } => self.suspected(no, peer.0),
-            Action::AskOrigin { ask, layer, spans, class, timeout, .. } => {
-                self.ask_registry(no, ask, self.number(&layer), spans, class, nanos(timeout));
+            Action::AskOrigin { ask, layer, spans, class, reason, timeout, .. } => {
+                let (now, number) = (self.queue.now(), self.number(&layer));
+                self.registry.ledger.begins(now, (no, ask), (number, spans.clone()), (class, reason));
+                self.ask_registry(no, ask, number, spans, class, nanos(timeout));
             }
             Action::Cancel { ask } => self.cancelled(no, ask),
             Action::Deliver { read } => self.delivered(no, read),
@@ -147,7 +149,7 @@ impl World {
         self.store(no, Batch { ask, layer, chunks, from: From::Local, ends: Some(Outcome::Done { bytes }) }, 0);
     }
 
-    pub(super) fn len_bytes(&self, layer: u16, chunks: &Runs) -> u64 {
+    pub(crate) fn len_bytes(&self, layer: u16, chunks: &Runs) -> u64 {
         let geometry = &self.shape.layers[usize::from(layer)].geometry;
         chunks.iter().map(|run| geometry.len_bytes(&run)).sum()
     }
@@ -274,6 +276,7 @@ impl World {
     /// An ask is over, and the policy hears of it, once.
     pub(super) fn ask_ends(&mut self, no: u32, ask: AskId, outcome: Outcome) {
         let Some(open) = self.nodes[no as usize].asks.remove(&ask) else { return };
+        self.registry.ledger.ends(self.queue.now(), no, ask, Some(&outcome));
         self.stop(no, ask, &open);
         if self.sabotage == Some(Sabotage::LostLeader)
             && matches!(outcome, Outcome::Failed { .. } | Outcome::Busy { .. })
@@ -285,6 +288,7 @@ impl World {
 
     fn cancelled(&mut self, no: u32, ask: AskId) {
         if let Some(open) = self.nodes[no as usize].asks.remove(&ask) {
+            self.registry.ledger.ends(self.queue.now(), no, ask, None);
             self.stop(no, ask, &open);
         }
     }

@@ -35,6 +35,7 @@ use hermes_policy::event::{Action, AskId, ClaimId, Event, Outcome};
 use hermes_policy::rng::Rng;
 
 use crate::checkers::{Checkers, Violation};
+use crate::ledger::Excess;
 use crate::net::{FlowNo, LinkNo, Network};
 use crate::node::Node;
 use crate::queue::{MILLISECOND, Nanos, Queue, SECOND};
@@ -383,10 +384,6 @@ impl World {
         &self.scenario
     }
 
-    pub(crate) fn shape(&self) -> &Shape {
-        &self.shape
-    }
-
     pub(crate) fn nodes(&self) -> &[Node] {
         &self.nodes
     }
@@ -427,6 +424,11 @@ impl World {
     /// Starts that were to be ready, are, and died with their node.
     pub(crate) fn start_counts(&self) -> (u32, u32, u32) {
         (self.starts, self.ready, self.lost)
+    }
+
+    /// Spans that the registry was asked for in vain or more than once.
+    pub(crate) fn excess(&self) -> Vec<Excess> {
+        self.registry.ledger.excess(&self.shape, self.checkers.needed())
     }
 
     /// Bytes that the registry sent, requests that it got, and those that it refused.

@@ -9,6 +9,7 @@ use hermes_policy::class::{Class, ErrorClass};
 use hermes_policy::event::{AskId, Event, Outcome};
 
 use super::{Batch, From, Happening, World};
+use crate::ledger::Ledger;
 use crate::net::{LinkNo, Network, Purpose};
 use crate::node::{OpenAsk, Target};
 use crate::queue::{Nanos, SECOND};
@@ -33,6 +34,8 @@ pub(super) struct RegistryState {
     /// All requests, and those that were answered with 429.
     pub(super) requests: u64,
     pub(super) refused: u64,
+    /// Who asked for what.
+    pub(super) ledger: Ledger,
 }
 
 impl RegistryState {
@@ -46,6 +49,7 @@ impl RegistryState {
             asked: 0,
             requests: 0,
             refused: 0,
+            ledger: Ledger::default(),
         }
     }
 }

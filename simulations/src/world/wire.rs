@@ -79,9 +79,6 @@ impl World {
     pub(super) fn say(&mut self, from: u32, to: u32, word: Word) {
         let now = self.queue.now();
         let latency = self.latency(from, to);
-        let refuses = |world: &Self, node: u32, other: u32| {
-            world.nodes[node as usize].banned.get(&other).is_some_and(|until| *until > now)
-        };
         let node = &self.nodes[from as usize];
         let stands = match node.connected.contains(&to) {
             true => now,
@@ -89,10 +86,9 @@ impl World {
                 Some(at) => *at,
                 None => {
                     let both = self.reaches(from, to) && self.reaches(to, from);
-                    let heeds = self.sabotage != Some(Sabotage::IgnoredBan);
-                    let refused = heeds && (refuses(self, from, to) || refuses(self, to, from));
-                    if !both || refused {
-                        return self.unreachable(from, word);
+                    if !both || self.is_refused(from, to) {
+                        let Word::Get { ask, .. } = word else { return };
+                        return self.unreachable(from, ask);
                     }
                     self.dial(from, to)
                 }
@@ -101,6 +97,13 @@ impl World {
         let (from_life, to_life) = (self.nodes[from as usize].life, self.nodes[to as usize].life);
         let letter = Letter { from, from_life, to, to_life, word };
         self.queue.at(stands + latency, Happening::Letter(Box::new(letter)));
+    }
+
+    /// Whether one of two nodes has banned the other and heeds it.
+    fn is_refused(&self, one: u32, two: u32) -> bool {
+        let now = self.queue.now();
+        let refuses = |no: u32, other| self.nodes[no as usize].banned.get(&other).is_some_and(|until| *until > now);
+        self.sabotage != Some(Sabotage::IgnoredBan) && (refuses(one, two) || refuses(two, one))
     }
 
     /// Begins to make a connection. Gives the time at which it stands.
@@ -114,20 +117,24 @@ impl World {
     }
 
     /// There is nobody: who asked hears it when the dial's time is over, or at once when the port is closed.
-    fn unreachable(&mut self, from: u32, word: Word) {
-        let Word::Get { ask, .. } = word else { return };
+    fn unreachable(&mut self, from: u32, ask: AskId) {
         let life = self.nodes[from as usize].life;
         let outcome = Box::new(Outcome::Failed { class: ErrorClass::Transient, retry_after: None });
         self.queue.after(DIAL_TIMEOUT, Happening::Ends { node: from, life, ask, outcome });
     }
 
+    /// A dial is over. Who was banned meanwhile is refused now, as the daemon refuses each connection when it stands.
     pub(super) fn connected(&mut self, (one, two): (u32, u32), lives: (u32, u32)) {
         let stands = lives == (self.nodes[one as usize].life, self.nodes[two as usize].life)
             && self.reaches(one, two)
             && self.reaches(two, one);
+        let refused = stands && self.is_refused(one, two);
         for (no, other) in [(one, two), (two, one)] {
             self.nodes[no as usize].dialing.remove(&other);
-            if stands {
+            if refused {
+                let of_peer = self.asks_of(no, other);
+                of_peer.into_iter().for_each(|ask| self.unreachable(no, ask));
+            } else if stands {
                 // One side may not have heard yet that the connection before this one is gone.
                 self.connection_lost(no, other);
                 self.nodes[no as usize].connected.insert(other);
@@ -164,6 +171,12 @@ impl World {
         }
     }
 
+    /// What a node asks a peer for.
+    fn asks_of(&self, no: u32, peer: u32) -> Vec<AskId> {
+        let asks = self.nodes[no as usize].asks.iter();
+        asks.filter(|(_, ask)| ask.target == Target::Peer(peer)).map(|(id, _)| *id).collect()
+    }
+
     /// A connection is gone: asks of that peer are over, and what it was given too.
     pub(super) fn connection_lost(&mut self, no: u32, peer: u32) {
         if !self.nodes[no as usize].connected.remove(&peer) {
@@ -173,9 +186,7 @@ impl World {
             layer.watchers.remove(&peer);
             layer.watched.remove(&peer);
         }
-        let asks = &self.nodes[no as usize].asks;
-        let of_peer: Vec<AskId> =
-            asks.iter().filter(|(_, ask)| ask.target == Target::Peer(peer)).map(|(id, _)| *id).collect();
+        let of_peer = self.asks_of(no, peer);
         self.tell(no, Event::PeerDown { peer: PeerNo(peer) });
         for ask in of_peer {
             // Policy has ended them; the driver's tasks end by themselves, unless they were cancelled.
