@@ -68,9 +68,11 @@ fn a_fleet_whose_test_is_killed_leaves_nothing() -> Result<()> {
     let mut test = ProcessGuard::start(test.stdout(Stdio::null()))?;
     let daemons = || with_argument("hermes", scratch.path());
     let folder = scratch.path().to_str().context("UTF-8")?;
-    // Daemons, not other commands: those have no mounts.
+    // Daemons, not other commands: those have no mounts. With their trees, which are mounted last: a daemon that is killed while the
+    // kernel opens its layer files for it waits for itself, and only the end of its connection ends it.
     let has_mounted = |pid: &u32| {
-        std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).is_ok_and(|mounts| mounts.contains(folder))
+        let is_tree = |mount: &str| mount.contains(folder) && mount.contains(" - erofs ");
+        std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).is_ok_and(|mounts| mounts.lines().any(is_tree))
     };
     let all = wait_for("four daemons with their mounts", HANG, || {
         let all: Vec<u32> = daemons().into_iter().filter(has_mounted).collect();
