@@ -19,7 +19,7 @@ SECONDS ?= 300
 # Prepares the tools of one group and then runs a command in the environment that building needs.
 run = tools/setup $(1) && . tools/environment && $(2)
 
-.PHONY: help demo test check lint bench fuzz soak clean-cache
+.PHONY: help demo test check lint bench bench-start fuzz screenshot soak render clean-cache
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,18 +33,27 @@ test: ## Everything that CI runs: the checks, then all tests
 check: ## Formatting, lints and dependency rules; warnings are errors
 	@$(call run,build,tools/check)
 
-bench: ## Index, read, file system, memory and swarm benchmarks; prints tables
+bench: ## Index, read, file system, memory, swarm and status page benchmarks; prints tables
 	@$(call run,bench,image=$(or $(IMAGE),oci:$$(tools/images spark | tail -n 1)) && \
-		for each in "index $$image" "read $$image" fs cgroup swarm; do \
+		for each in "index $$image" "read $$image" fs cgroup swarm page; do \
 			cargo run --locked --release --bin hermes -- bench $$each $(ARGS); done)
+
+bench-start: ## From the pull to the first answer of real programs, in every way to start them; ARGS='--docs docs' writes it down
+	@$(call run,bench,cargo run --locked --release --bin hermes -- bench start $(ARGS))
 
 fuzz: ## Fuzz every decoder for MINUTES each (default 10)
 	@$(call run,build,tools/fuzz $(MINUTES))
 
-soak: ## The long tests: the daemon killed and upgraded under load for SECONDS (default 300) in each way; hundreds of pods; outages; fleets
+screenshot: ## Take the picture of the status page that stands in docs/
+	@$(call run,test,cargo run --locked --release --bin hermes -- bench page --screenshot docs/status-page.png $(ARGS))
+
+soak: ## The long tests: the daemon killed and upgraded under load for SECONDS (default 300) in each way; hundreds of pods; outages; fleets; controllers; power cuts
 	@$(call run,test,HERMES_SOAK_SECONDS=$(SECONDS) unshare --mount --propagation private cargo test --locked \
 		--test e2e -- --nocapture --test-threads 1 keeper_load:: rounds:: many:: outage:: prepare:: \
-		fleet::)
+		fleet:: controller_storm:: power:: power_handover::)
+
+render: ## deploy/rbac.yaml and deploy/manifests, from the chart
+	@tools/render
 
 clean-cache: ## Remove everything that was built or downloaded
 	rm -rf --one-file-system "$(HERMES_CACHE)"

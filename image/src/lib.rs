@@ -7,6 +7,7 @@
 //! Data flows: compressed stream -> [`inflate`] -> tar walk -> chunks and layer tree -> layer index;
 //! layer indexes of a chain -> merge -> [`tree`] -> EROFS image; [`guess`] says what a start of it reads.
 
+pub mod access;
 pub mod agreement;
 pub mod build;
 pub mod chunk;

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::ids::ChunkRange;
@@ -26,10 +27,38 @@ pub enum DecodeRunsError {
     },
 }
 
+/// Where one of two sets has this many times the runs of the other, the place of each run of the smaller one is searched for
+/// in the larger one; else both are walked through. A search among n runs costs about as much as log2(n) steps.
+const SEARCH_PAYS: usize = 8;
+
+/// The runs of `runs` that do not end before `start`.
+fn skip_to(runs: &[ChunkRange], start: u32, by_search: bool) -> &[ChunkRange] {
+    let is_before = |run: &ChunkRange| run.end <= start;
+    let skipped = match by_search {
+        true => runs.partition_point(is_before),
+        false => runs.iter().take_while(|run| is_before(run)).count(),
+    };
+    &runs[skipped..]
+}
+
 /// A set of chunk numbers as runs: sorted, disjoint, never empty, never adjacent.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "Vec<[u32; 2]>", into = "Vec<[u32; 2]>")]
 pub struct Runs {
     runs: Vec<ChunkRange>,
+}
+
+/// Starts and ends, in any order.
+impl From<Vec<[u32; 2]>> for Runs {
+    fn from(runs: Vec<[u32; 2]>) -> Self {
+        runs.into_iter().map(|[start, end]| start..end).collect()
+    }
+}
+
+impl From<Runs> for Vec<[u32; 2]> {
+    fn from(runs: Runs) -> Self {
+        runs.iter().map(|run| [run.start, run.end]).collect()
+    }
 }
 
 impl Runs {
@@ -108,6 +137,15 @@ impl Runs {
         if range.is_empty() {
             return;
         }
+        // Most sets are made from their start to their end.
+        match self.runs.last_mut() {
+            Some(last) if range.start < last.start => {}
+            Some(last) if range.start <= last.end => {
+                last.end = last.end.max(range.end);
+                return;
+            }
+            _ => return self.runs.push(range),
+        }
         let touched = self.touching(&range);
         let mut merged = range;
         if !touched.is_empty() {
@@ -123,55 +161,102 @@ impl Runs {
             return;
         }
         let touched = self.touching(&range);
-        let mut left = Vec::new();
-        for run in &self.runs[touched.clone()] {
-            for part in [run.start..run.end.min(range.start), run.start.max(range.end)..run.end] {
-                if part.start < part.end {
-                    left.push(part);
-                }
-            }
-        }
-        self.runs.splice(touched, left);
+        let Some((first, last)) = self.runs[touched.clone()].first().zip(self.runs[touched.clone()].last()) else {
+            return;
+        };
+        let before = first.start..first.end.min(range.start);
+        let after = last.start.max(range.end)..last.end;
+        self.runs.splice(touched, [before, after].into_iter().filter(|part| part.start < part.end));
     }
 
     /// Adds every chunk of `other`.
     pub fn insert_all(&mut self, other: &Self) {
-        for run in other.iter() {
+        if other.runs.len() * SEARCH_PAYS <= self.runs.len() {
+            return other.iter().for_each(|run| self.insert(run));
+        }
+        // One pass over both: each run is put at the end.
+        let mine = std::mem::take(&mut self.runs);
+        self.runs.reserve(mine.len().max(other.runs.len()));
+        let (mut mine, mut theirs) = (mine.into_iter().peekable(), other.iter().peekable());
+        loop {
+            let next = match (mine.peek(), theirs.peek()) {
+                (Some(one), Some(two)) if one.start <= two.start => mine.next(),
+                (Some(_), None) => mine.next(),
+                _ => theirs.next(),
+            };
+            let Some(run) = next else { return };
             self.insert(run);
         }
     }
 
     /// Takes every chunk of `other` out.
     pub fn remove_all(&mut self, other: &Self) {
-        for run in other.iter() {
-            self.remove(run);
+        if other.runs.len() * SEARCH_PAYS <= self.runs.len() {
+            return other.iter().for_each(|run| self.remove(run));
         }
+        *self = self.difference(other);
     }
 
     /// The chunks in both sets.
     pub fn intersection(&self, other: &Self) -> Self {
-        let mut both = Vec::new();
-        let (mut a, mut b) = (0, 0);
-        while let (Some(x), Some(y)) = (self.runs.get(a), other.runs.get(b)) {
-            let part = x.start.max(y.start)..x.end.min(y.end);
-            if part.start < part.end {
-                both.push(part);
-            }
-            if x.end <= y.end { a += 1 } else { b += 1 }
+        let (few, many) = if self.runs.len() <= other.runs.len() { (self, other) } else { (other, self) };
+        let by_search = few.runs.len() * SEARCH_PAYS <= many.runs.len();
+        let (mut both, mut rest) = (Vec::new(), many.runs.as_slice());
+        for run in &few.runs {
+            rest = skip_to(rest, run.start, by_search);
+            let common = rest.iter().take_while(|other| other.start < run.end);
+            both.extend(common.map(|other| other.start.max(run.start)..other.end.min(run.end)));
         }
         Self { runs: both }
     }
 
     /// The chunks of `self` that are not in `other`.
     pub fn difference(&self, other: &Self) -> Self {
-        let mut left = self.clone();
-        left.remove_all(other);
-        left
+        let by_search = self.runs.len() * SEARCH_PAYS <= other.runs.len();
+        let (mut left, mut rest) = (Vec::with_capacity(self.runs.len()), other.runs.as_slice());
+        for run in &self.runs {
+            rest = skip_to(rest, run.start, by_search);
+            let mut start = run.start;
+            for taken in rest.iter().take_while(|taken| taken.start < run.end) {
+                if start < taken.start {
+                    left.push(start..taken.start);
+                }
+                start = taken.end;
+            }
+            if start < run.end {
+                left.push(start..run.end);
+            }
+        }
+        Self { runs: left }
     }
 
     /// The chunks of `self` that lie in `range`.
     pub fn within(&self, range: ChunkRange) -> Self {
-        self.intersection(&Self::one(range))
+        let first = self.runs.partition_point(|run| run.end <= range.start);
+        let inside = self.runs[first..].iter().take_while(|run| run.start < range.end);
+        let cut = inside.map(|run| run.start.max(range.start)..run.end.min(range.end));
+        Self { runs: cut.filter(|run| run.start < run.end).collect() }
+    }
+
+    /// The first chunk that is in both sets.
+    pub fn first_common(&self, other: &Self) -> Option<u32> {
+        let (mut mine, mut theirs) = (self.runs.as_slice(), other.runs.as_slice());
+        loop {
+            let (one, two) = (mine.first()?, theirs.first()?);
+            if one.end <= two.start {
+                mine = skip_to(mine, two.start, true);
+            } else if two.end <= one.start {
+                theirs = skip_to(theirs, one.start, true);
+            } else {
+                return Some(one.start.max(two.start));
+            }
+        }
+    }
+
+    /// The first chunk of the set that is not before `at`.
+    pub fn first_from(&self, at: u32) -> Option<u32> {
+        let next = self.runs.partition_point(|run| run.end <= at);
+        self.runs.get(next).map(|run| run.start.max(at))
     }
 
     /// The first `count` chunks of the set.
@@ -314,9 +399,22 @@ mod tests {
             }
             let other: Runs = other.into_iter().map(|(start, len)| start..start + len).collect();
             prop_assert_eq!(set_of(&runs.intersection(&other)), oracle.intersection(&set_of(&other)).copied().collect());
+            let mut union = runs.clone();
+            union.insert_all(&other);
+            assert_canonical(&union);
+            prop_assert_eq!(set_of(&union), oracle.union(&set_of(&other)).copied().collect());
+            let mut rest = runs.clone();
+            rest.remove_all(&other);
+            prop_assert_eq!(&rest, &runs.difference(&other));
+            prop_assert_eq!(runs.first_common(&other), oracle.intersection(&set_of(&other)).next().copied());
             prop_assert_eq!(set_of(&runs.difference(&other)), oracle.difference(&set_of(&other)).copied().collect());
             prop_assert_eq!(runs.contains_all(from..from + len), (from..from + len).all(|chunk| oracle.contains(&chunk)));
             prop_assert_eq!(runs.contains(from), oracle.contains(&from));
+            prop_assert_eq!(runs.first_from(from), oracle.range(from..).next().copied());
+            let within = runs.within(from..from + len);
+            assert_canonical(&within);
+            assert_canonical(&runs.difference(&other));
+            prop_assert_eq!(set_of(&within), oracle.range(from..from + len).copied().collect());
             prop_assert_eq!(set_of(&runs.take(len)), oracle.iter().copied().take(len as usize).collect());
             prop_assert_eq!(runs.chunk_count(), oracle.len() as u64);
             let mut bytes = Vec::new();
@@ -324,6 +422,25 @@ mod tests {
             let mut rest = bytes.as_slice();
             prop_assert_eq!(Runs::decode(&mut rest, 1000, 100), Ok(runs));
             prop_assert!(rest.is_empty());
+        }
+
+        /// A few runs and many, either way: those that are searched for.
+        #[test]
+        fn sets_of_different_sizes_are_sets(many in proptest::collection::vec((0_u32..4000, 1_u32..9), 60..200),
+                                            few in proptest::collection::vec((0_u32..4000, 1_u32..300), 0..5)) {
+            let [many, few] = [many, few].map(|runs| runs.into_iter().map(|(start, len)| start..start + len).collect::<Runs>());
+            for (one, two) in [(&many, &few), (&few, &many)] {
+                let (left, right) = (set_of(one), set_of(two));
+                let (mut union, mut rest) = (one.clone(), one.clone());
+                union.insert_all(two);
+                rest.remove_all(two);
+                let both = one.intersection(two);
+                [&union, &rest, &both].into_iter().for_each(assert_canonical);
+                prop_assert_eq!(set_of(&both), left.intersection(&right).copied().collect());
+                prop_assert_eq!(set_of(&union), left.union(&right).copied().collect());
+                prop_assert_eq!(set_of(&rest), left.difference(&right).copied().collect());
+                prop_assert_eq!(one.first_common(two), left.intersection(&right).next().copied());
+            }
         }
 
         #[test]

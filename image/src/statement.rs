@@ -180,17 +180,59 @@ impl SigningKey {
 
     /// Signs `statement` and returns the signed form.
     pub fn sign(&self, statement: &Statement) -> Vec<u8> {
-        let text = serde_json::to_string(statement).expect("a statement has only texts and numbers");
-        let signature = self.0.sign(&signed_bytes(&text));
-        let signed = Signed {
-            statement: text,
-            signatures: vec![Signature {
-                key: self.public().to_string(),
-                signature: hex::encode(signature.to_bytes()),
-            }],
-        };
-        serde_json::to_vec(&signed).expect("texts only")
+        statement.signed_by(&[self])
     }
+}
+
+/// Signs `text` with each of `keys` and returns the signed form, for documents of the signer's own that are no
+/// statements: `domain` tells their kind, so that none can be taken for another.
+pub fn sign_text(keys: &[&SigningKey], domain: &[u8], text: String) -> Vec<u8> {
+    let message = signed_bytes(domain, &text);
+    let signatures = keys.iter().take(SIGNATURE_COUNT_MAX).map(|key| Signature {
+        key: key.public().to_string(),
+        signature: hex::encode(key.0.sign(&message).to_bytes()),
+    });
+    let signed = Signed { signatures: signatures.collect(), statement: text };
+    serde_json::to_vec(&signed).expect("texts only")
+}
+
+/// The text of a signed document of the kind `domain`, if one of `trusted` has signed it.
+///
+/// # Errors
+/// When it is malformed, or not signed by a trusted key. One wrong signature of a trusted key refuses the whole:
+/// somebody has tampered with it.
+pub fn open_text(signed: &[u8], domain: &[u8], trusted: &[PublicKey]) -> Result<String, StatementError> {
+    if signed.len() > SIGNED_LEN_MAX_BYTES {
+        return Err(StatementError::TooLong);
+    }
+    let signed: Signed = serde_json::from_slice(signed).map_err(StatementError::Malformed)?;
+    let message = signed_bytes(domain, &signed.statement);
+    let mut signed_by = Vec::new();
+    let mut accepted = false;
+    for signature in signed.signatures.iter().take(SIGNATURE_COUNT_MAX) {
+        let Ok(key) = signature.key.parse::<PublicKey>() else { continue };
+        signed_by.push(key);
+        if !trusted.contains(&key) {
+            continue;
+        }
+        let mut bytes = [0; 64];
+        let valid = hex::decode_to_slice(&signature.signature, &mut bytes).is_ok() && key.accepts(&message, &bytes);
+        if !valid {
+            return Err(StatementError::BadSignature { key });
+        }
+        accepted = true;
+    }
+    if accepted { Ok(signed.statement) } else { Err(StatementError::Untrusted { signed_by }) }
+}
+
+/// Whose signatures a signed document carries, valid or not, in their order; none when it is malformed.
+pub fn signers(signed: &[u8]) -> Vec<PublicKey> {
+    if signed.len() > SIGNED_LEN_MAX_BYTES {
+        return Vec::new();
+    }
+    let signed = serde_json::from_slice::<Signed>(signed);
+    let signatures = signed.map(|signed| signed.signatures).unwrap_or_default();
+    signatures.iter().take(SIGNATURE_COUNT_MAX).filter_map(|signature| signature.key.parse().ok()).collect()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -207,8 +249,8 @@ struct Signature {
     signature: String,
 }
 
-fn signed_bytes(text: &str) -> Vec<u8> {
-    [DOMAIN, text.as_bytes()].concat()
+fn signed_bytes(domain: &[u8], text: &str) -> Vec<u8> {
+    [domain, text.as_bytes()].concat()
 }
 
 impl Statement {
@@ -217,36 +259,19 @@ impl Statement {
         Self { format: FORMAT, manifest, platform, layers }
     }
 
+    /// The signed form, with the signature of each of `keys`: several while keys are being exchanged.
+    pub fn signed_by(&self, keys: &[&SigningKey]) -> Vec<u8> {
+        sign_text(keys, DOMAIN, serde_json::to_string(self).expect("a statement has only texts and numbers"))
+    }
+
     /// Takes a signed statement about `manifest`, if one of `trusted` has signed it.
     ///
     /// # Errors
     /// When it is malformed, about another image, or not signed by a trusted key. One wrong signature of a trusted key
     /// refuses the whole: somebody has tampered with it.
     pub fn open(signed: &[u8], manifest: Digest, trusted: &[PublicKey]) -> Result<Self, StatementError> {
-        if signed.len() > SIGNED_LEN_MAX_BYTES {
-            return Err(StatementError::TooLong);
-        }
-        let signed: Signed = serde_json::from_slice(signed).map_err(StatementError::Malformed)?;
-        let message = signed_bytes(&signed.statement);
-        let mut signed_by = Vec::new();
-        let mut accepted = false;
-        for signature in signed.signatures.iter().take(SIGNATURE_COUNT_MAX) {
-            let Ok(key) = signature.key.parse::<PublicKey>() else { continue };
-            signed_by.push(key);
-            if !trusted.contains(&key) {
-                continue;
-            }
-            let mut bytes = [0; 64];
-            let valid = hex::decode_to_slice(&signature.signature, &mut bytes).is_ok() && key.accepts(&message, &bytes);
-            if !valid {
-                return Err(StatementError::BadSignature { key });
-            }
-            accepted = true;
-        }
-        if !accepted {
-            return Err(StatementError::Untrusted { signed_by });
-        }
-        let statement: Self = serde_json::from_str(&signed.statement).map_err(StatementError::Malformed)?;
+        let text = open_text(signed, DOMAIN, trusted)?;
+        let statement: Self = serde_json::from_str(&text).map_err(StatementError::Malformed)?;
         if statement.format != FORMAT {
             return Err(StatementError::Format(statement.format));
         }
@@ -299,6 +324,19 @@ mod tests {
         assert!(matches!(open(moved.as_bytes(), &trusted), Err(StatementError::BadSignature { .. })));
         assert!(matches!(open(&signed[1..], &trusted), Err(StatementError::Malformed(_))));
         assert!(matches!(open(&vec![b' '; SIGNED_LEN_MAX_BYTES + 1], &trusted), Err(StatementError::TooLong)));
+    }
+
+    #[test]
+    fn several_keys_sign_and_kinds_of_documents_are_not_mixed_up() {
+        let signed = statement().signed_by(&[&key(2), &key(1)]);
+        assert_eq!(signers(&signed), [key(2).public(), key(1).public()]);
+        for trusted in [key(1).public(), key(2).public()] {
+            assert!(Statement::open(&signed, Digest([9; 32]), &[trusted]).is_ok());
+        }
+        let other = sign_text(&[&key(1)], b"another kind\0", "{}".to_owned());
+        assert_eq!(open_text(&other, b"another kind\0", &[key(1).public()]).expect("its own kind"), "{}");
+        assert!(matches!(open_text(&other, DOMAIN, &[key(1).public()]), Err(StatementError::BadSignature { .. })));
+        assert!(signers(b"{").is_empty());
     }
 
     #[test]

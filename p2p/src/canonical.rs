@@ -62,6 +62,16 @@ impl PeerKey {
         Some(PublicKey::from(key).to_peer_id())
     }
 
+    /// The key of these 32 bytes, which may be no point of the curve; then it has signed nothing.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its 32 bytes.
+    pub fn to_bytes(self) -> [u8; 32] {
+        self.0
+    }
+
     /// Whether this key has signed `body` in `domain`.
     pub(crate) fn has_signed(&self, domain: &[u8], body: &[u8], signature: &[u8; SIGNATURE_LEN_BYTES]) -> bool {
         let Ok(key) = ed25519::PublicKey::try_from_bytes(&self.0) else { return false };

@@ -82,20 +82,23 @@ pub enum NodeError {
     Closed,
 }
 
+/// The message of an error with those of its causes, as far as they say more: the outermost often says nothing.
+pub fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |cause| cause.source()) {
+        let said = cause.to_string();
+        // Some repeat what they are wrapped in, and some what they wrap.
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+    }
+    text
+}
+
 impl NodeError {
     /// The message with those of its causes, which say why a peer refused a connection and what to do about it.
     pub fn in_full(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            let said = error.to_string();
-            // Some causes repeat what they are wrapped in.
-            if !text.ends_with(&said) {
-                text = format!("{text}: {said}");
-            }
-            cause = error.source();
-        }
-        text
+        in_full(self)
     }
 
     /// What policy should make of it.

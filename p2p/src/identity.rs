@@ -63,6 +63,26 @@ pub fn load_or_create(path: &Path) -> Result<Keypair, IdentityError> {
     }
 }
 
+/// What stands before the 32 bytes of a seed in the PKCS #8 form of an Ed25519 key (RFC 8410, section 7).
+const PKCS8_HEAD: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+
+/// The key as PKCS #8 in DER, for TLS: a node shows its controller the same key that its name is made of. `None` when it
+/// is no Ed25519 key, as no node's is.
+///
+/// Each protocol signs in a domain of its own (TLS 1.3: RFC 8446, section 4.4.3; Noise: its static keys after a prefix;
+/// the swarm's documents), so that no signature is good in another.
+pub fn pkcs8(key: &Keypair) -> Option<Vec<u8>> {
+    let secret = key.clone().try_into_ed25519().ok()?.secret();
+    let seed: &[u8; 32] = secret.as_ref().try_into().ok()?;
+    Some(pkcs8_of_seed(seed))
+}
+
+/// The same of the key of this seed.
+pub fn pkcs8_of_seed(seed: &[u8; 32]) -> Vec<u8> {
+    [PKCS8_HEAD.as_slice(), seed].concat()
+}
+
 fn load(path: &Path) -> Result<Keypair, IdentityError> {
     let failed = |doing| move |source| IdentityError::Io { doing, path: path.to_owned(), source };
     let file = File::open(path).map_err(failed("open"))?;

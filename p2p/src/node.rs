@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::address::PeerAddress;
 use crate::admission::Admission;
 use crate::admission::grants::Grants;
+use crate::admission::revocation::SignedRevocation;
 use crate::behaviour;
 use crate::canonical::ed25519_of;
 use crate::config::NodeConfig;
@@ -275,6 +276,17 @@ impl Node {
         Ok(revoked.map_err(|_| NodeError::Closed)??)
     }
 
+    /// Takes an encoded notice of who was taken out, which came from elsewhere than the swarm. Whether it can be believed;
+    /// an old one changes nothing.
+    pub async fn learn_revocation(&self, notice: Bytes) -> bool {
+        let roster = Arc::clone(&self.inner.roster);
+        let learned = tokio::task::spawn_blocking(move || {
+            let Ok(notice) = SignedRevocation::decode(&notice) else { return false };
+            roster.take(News { notice: Some(Arc::new(notice)), ..News::default() }).is_ok()
+        });
+        learned.await.unwrap_or(false)
+    }
+
     /// What peers have proven that they may read, and this node's own proofs.
     pub fn grants(&self) -> &Arc<Grants> {
         self.inner.roster.grants()
@@ -452,7 +464,10 @@ async fn join(config: &NodeConfig, key: &Keypair, shared: Arc<Shared>) -> Result
         if let Some(notice) = &saved.notice {
             admission.take_revocation((**notice).clone());
         }
-        admission.renew(key.public().to_peer_id(), config.zone.clone())?;
+        if let Err(error) = admission.renew(key.public().to_peer_id(), config.zone.clone()) {
+            // It serves what it has; others let it in once there is a certificate.
+            tracing::warn!(%error, "starting without a certificate of this node; it is asked for again");
+        }
         let own = Own {
             cluster: config.cluster,
             pair,

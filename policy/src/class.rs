@@ -12,11 +12,13 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::rng::Rng;
 use crate::time::{Duration, Instant, nanos};
 
 /// Why chunks are wanted. Demand sorts first, because it is always served first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Class {
     /// A reader waits for them.
     Demand,
@@ -35,7 +37,7 @@ impl Class {
 }
 
 /// What a failure means for the next step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ErrorClass {
     /// It may work when asked again: timeouts, cut connections, 429, 5xx.
     Transient,
@@ -83,7 +85,7 @@ impl fmt::Display for ErrorClass {
 }
 
 /// How long a source rests after failures in a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackoffRule {
     /// Longest rest after the first failure; doubles with each further one.
     pub base: Duration,

@@ -2,8 +2,8 @@
 //!
 //! A container that starts reads what it needs on demand; everything else may come later. When that start is over
 //! ([`is_settled`]) the rest can be fetched without being in its way, no faster than a rate ([`Pace`]), in parts
-//! ([`parts`]) that begin somewhere else on each node, so that nodes which complete one image together fetch
-//! different chunks and trade. What the bytes cost is known before ([`Room`]): completing an image never takes the
+//! ([`parts`]) that begin somewhere else on each node, and where peers are known first what the fewest of them have
+//! ([`rarest_first`]), so that nodes which complete one image together fetch different chunks and trade. What the bytes cost is known before ([`Room`]): completing an image never takes the
 //! place of another image's bytes.
 
 use hermes_image::ids::DiffId;
@@ -90,12 +90,44 @@ pub fn parts(layer: &DiffId, geometry: &LayerGeometry, missing: &Runs, part_byte
     parts
 }
 
-/// A place below `count` that is another one for each node and layer; 0 for a count of 0.
-fn pivot(layer: &DiffId, node: u64, count: usize) -> usize {
+/// Puts `parts` of a layer into the order that helps the swarm: what the fewest peers have comes first, whether that means
+/// that nobody can give it but the registry or that one peer alone can, because what is rare is what the others wait for
+/// when its only holder is busy or gone. `held` is what each peer that this node knows has said that it has of the layer.
+///
+/// Equally rare parts come in an order of `node`'s own, so that nodes which know the same do not all ask for the same.
+/// Without peers nothing changes: neighbours stay neighbours.
+pub fn rarest_first(layer: &DiffId, parts: &mut [Runs], held: &[Runs], node: u64) {
+    if held.iter().all(Runs::is_empty) {
+        return;
+    }
+    let seed = seed(layer, node);
+    parts.sort_by_cached_key(|part| {
+        let start = part.first().map_or(0, |run| run.start);
+        (copies(part, held), crate::rng::Rng::new(seed ^ u64::from(start)).next_u64())
+    });
+}
+
+/// How many peers have `part`, on average over its chunks; what somebody has a bit of counts as a whole copy.
+fn copies(part: &Runs, held: &[Runs]) -> u64 {
+    let (mut all, mut here) = (0, 0);
+    for run in part.iter() {
+        all += u64::from(run.end - run.start);
+        here += held.iter().map(|held| held.within(run.clone()).chunk_count()).sum::<u64>();
+    }
+    here.div_ceil(all.max(1))
+}
+
+/// Another number for each node and layer.
+fn seed(layer: &DiffId, node: u64) -> u64 {
     let mut word = [0; 8];
     // A hash already: any eight bytes do.
     word.copy_from_slice(&layer.0[..8]);
-    let mut rng = crate::rng::Rng::new(u64::from_le_bytes(word) ^ node);
+    u64::from_le_bytes(word) ^ node
+}
+
+/// A place below `count` that is another one for each node and layer; 0 for a count of 0.
+fn pivot(layer: &DiffId, node: u64, count: usize) -> usize {
+    let mut rng = crate::rng::Rng::new(seed(layer, node));
     if count == 0 { 0 } else { usize::try_from(rng.below(count as u64)).unwrap_or(0) }
 }
 
@@ -169,5 +201,111 @@ mod tests {
         }
         assert!(firsts.len() > 10, "{firsts:?}");
         assert!(parts(&LAYER, &geometry, &Runs::new(), 1 << 20, 1).is_empty());
+    }
+
+    #[test]
+    fn what_few_peers_have_comes_first_and_ties_are_each_nodes_own() {
+        let one = |chunks| Runs::one(chunks);
+        let held = [Runs::from_iter([0..8, 12..14]), one(0..4), Runs::new()];
+        let order = |node| {
+            let mut parts: Vec<Runs> = (0..8).map(|part| one(part * 4..part * 4 + 4)).collect();
+            rarest_first(&LAYER, &mut parts, &held, node);
+            parts.iter().map(|part| part.first().map_or(0, |run| run.start) / 4).collect::<Vec<_>>()
+        };
+        let mut firsts = std::collections::BTreeSet::new();
+        for node in 0..32 {
+            let order = order(node);
+            // Nobody has 2 and 4 to 7, one has 1 and half of 3, two have 0.
+            assert!(order[..5].iter().all(|part| [2, 4, 5, 6, 7].contains(part)), "{order:?}");
+            assert!(order[5..7].iter().all(|part| [1, 3].contains(part)) && order[7] == 0, "{order:?}");
+            firsts.insert(order[0]);
+        }
+        assert_eq!(firsts.len(), 5);
+        let mut parts = vec![one(4..8), one(0..4)];
+        rarest_first(&LAYER, &mut parts, &[Runs::new()], 1);
+        assert_eq!(parts, [one(4..8), one(0..4)], "nobody is known");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_order_loses_a_part_or_puts_a_common_one_first(
+            held in proptest::collection::vec(proptest::collection::vec(0_u32..40, 0..40), 0..6),
+            node: u64,
+        ) {
+            let held: Vec<Runs> = held.iter().map(|has| has.iter().map(|part| part * 3..part * 3 + 3).collect()).collect();
+            let all: Vec<Runs> = (0..40).map(|part| Runs::one(part * 3..part * 3 + 3)).collect();
+            let mut parts = all.clone();
+            rarest_first(&LAYER, &mut parts, &held, node);
+            let known = held.iter().any(|held| !held.is_empty());
+            let counts: Vec<u64> = parts.iter().map(|part| copies(part, &held)).collect();
+            proptest::prop_assert!(!known || counts.is_sorted());
+            parts.sort_by_key(|part| part.first().map(|run| run.start));
+            proptest::prop_assert_eq!(parts, all);
+        }
+    }
+
+    /// What a group of nodes that complete one layer together comes to.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Outcome {
+        /// Until the last one has all.
+        ticks: u32,
+        /// Parts that the registry gave.
+        from_registry: u32,
+    }
+
+    /// Nodes of which each takes one part and gives one part in a tick, and a registry that gives one, to whom the order
+    /// of each node leads. What was there before a tick can be given in it.
+    fn complete_together(nodes: usize, count: u32, is_rarest: bool) -> Outcome {
+        let geometry = LayerGeometry::new((0..count).map(|_| 65_536)).expect("a layer");
+        let mut has = vec![Runs::new(); nodes];
+        let mut outcome = Outcome { ticks: 0, from_registry: 0 };
+        while has.iter().any(|has| has.chunk_count() < u64::from(count)) {
+            outcome.ticks += 1;
+            assert!(outcome.ticks < 100 * count, "it stands still");
+            let (before, mut gives, mut registry) = (has.clone(), vec![true; nodes], true);
+            for turn in 0..nodes {
+                // Nobody is always the first to choose.
+                let node = (turn + outcome.ticks as usize) % nodes;
+                let missing = Runs::one(0..count).difference(&before[node]);
+                let mut wanted = parts(&LAYER, &geometry, &missing, 65_536, node as u64);
+                if is_rarest {
+                    let others: Vec<Runs> = before
+                        .iter()
+                        .enumerate()
+                        .filter(|(other, _)| *other != node)
+                        .map(|(_, has)| has.clone())
+                        .collect();
+                    rarest_first(&LAYER, &mut wanted, &others, node as u64);
+                }
+                let taken = wanted.iter().filter_map(Runs::first).find(|run| {
+                    let holder = (0..nodes).find(|other| gives[*other] && before[*other].contains_all(run.clone()));
+                    let is_held = before.iter().any(|has| has.contains_all(run.clone()));
+                    match holder {
+                        Some(holder) => gives[holder] = false,
+                        // What a peer has is not asked of the registry.
+                        None if is_held || !registry => return false,
+                        None => {
+                            registry = false;
+                            outcome.from_registry += 1;
+                        }
+                    }
+                    true
+                });
+                if let Some(run) = taken {
+                    has[node].insert(run);
+                }
+            }
+        }
+        outcome
+    }
+
+    #[test]
+    fn nodes_that_complete_together_are_done_sooner_by_rarity() {
+        for (nodes, count) in [(4, 64), (16, 64), (48, 96)] {
+            let (rotated, rarest) = (complete_together(nodes, count, false), complete_together(nodes, count, true));
+            println!("{nodes} nodes, {count} parts: rotated {rotated:?}, rarest first {rarest:?}");
+            assert_eq!(rarest.from_registry, count, "the registry gives each part once");
+            assert!(rarest.ticks <= rotated.ticks, "{nodes} nodes: {rarest:?} {rotated:?}");
+        }
     }
 }

@@ -14,34 +14,52 @@ use std::sync::Arc;
 
 use hermes_image::ids::{ChunkRange, DiffId};
 use hermes_image::runs::Runs;
+use serde::{Deserialize, Serialize};
 
 use crate::class::{Class, ErrorClass};
 use crate::geometry::LayerGeometry;
 use crate::members::{Duty, Members};
 use crate::time::{Duration, Instant};
 
+/// How what is shared is written: like the thing itself.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(value: &Arc<T>, serializer: S) -> Result<S::Ok, S::Error> {
+        value.as_ref().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<T>, D::Error> {
+        T::deserialize(deserializer).map(Arc::new)
+    }
+}
+
 /// A peer, by the driver's own number. A number is never given to another peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PeerNo(pub u32);
 
 /// A registry (or mirror), by the driver's own number. Layers of one registry share its limits and its `Retry-After`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct OriginNo(pub u32);
 
 /// A read that waits, by the driver's own number. A number is never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ReadId(pub u64);
 
 /// A question under way, by policy's number. A number is never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct AskId(pub u64);
 
 /// A question of another node that waits for rulings, by the driver's own number. A number is never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ClaimId(pub u64);
 
 /// What is expected of a peer that is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Want {
     /// What it has, or what is on its way to it.
     Here,
@@ -57,7 +75,7 @@ pub enum Want {
 }
 
 /// What is answered to a claim, for some of its chunks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ruling {
     /// They are here or on their way: send them when they are.
     Give(Runs),
@@ -82,7 +100,7 @@ pub enum Ruling {
 }
 
 /// Where chunks can come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Source {
     /// Another layer on this node.
     Local,
@@ -93,7 +111,7 @@ pub enum Source {
 }
 
 /// Why just this source is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Reason {
     /// The peer has said that it has all of the chunks.
     Holder,
@@ -124,7 +142,7 @@ pub enum Reason {
 }
 
 /// How an ask ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// All that was asked for has arrived.
     Done {
@@ -157,13 +175,14 @@ pub enum Outcome {
 }
 
 /// A fact.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// A layer may be read from now on.
     LayerOpened {
         /// The layer.
         layer: DiffId,
         /// Where its chunks and spans lie.
+        #[serde(with = "shared")]
         geometry: Arc<LayerGeometry>,
         /// Chunks that are here.
         present: Runs,
@@ -182,6 +201,7 @@ pub enum Event {
         /// The layer.
         layer: DiffId,
         /// The geometry from now on.
+        #[serde(with = "shared")]
         geometry: Arc<LayerGeometry>,
     },
     /// This registry can (or cannot) be asked for the layer from now on: another image brought or took one, or new
@@ -221,6 +241,7 @@ pub enum Event {
     /// The member list has changed. Members may be asked whether there is a connection or not.
     MembersChanged {
         /// All of it.
+        #[serde(with = "shared")]
         members: Arc<Members>,
     },
     /// Another node asks for what it did not find.
@@ -343,7 +364,7 @@ pub enum Event {
 }
 
 /// A request to the driver.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// Copy chunks from another layer on this node.
     AskLocal {
@@ -459,7 +480,7 @@ pub enum Action {
 }
 
 /// Why a read ended without its chunks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FailReason {
     /// No source answered in time.
     Deadline,
@@ -487,7 +508,7 @@ impl FailReason {
 }
 
 /// How the layer's registry stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OriginStanding {
     /// The layer has none.
     Absent,
@@ -504,7 +525,7 @@ pub enum OriginStanding {
 }
 
 /// Why a read failed, with what is known of each source.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailCause {
     /// Why it ended now.
     pub reason: FailReason,

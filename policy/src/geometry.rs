@@ -5,6 +5,7 @@ use std::ops::Range;
 use hermes_image::chunk::CHUNK_LEN_BYTES;
 use hermes_image::ids::ChunkRange;
 use hermes_image::index::chunks::{CHUNK_ALIGN_BYTES, CHUNK_COUNT_MAX, CHUNK_LEN_MAX_BYTES, ChunkTable};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Numbers that describe no layer.
@@ -37,13 +38,52 @@ pub struct Span {
 }
 
 /// Chunks and spans of one layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "Written")]
 pub struct LayerGeometry {
     /// Start of each chunk in units of 512 bytes.
     starts: Vec<u32>,
     len_bytes: u64,
     spans: Option<Vec<Span>>,
     whole_stream: bool,
+}
+
+/// [`LayerGeometry`] as it is written down.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    /// Lengths in bytes, and how often in a row.
+    chunks: Vec<(u64, u32)>,
+    /// First chunk, start and end in the blob.
+    spans: Option<Vec<(u32, u64, u64)>>,
+    whole_stream: bool,
+}
+
+impl From<LayerGeometry> for Written {
+    fn from(layer: LayerGeometry) -> Self {
+        let mut chunks: Vec<(u64, u32)> = Vec::new();
+        for chunk in 0..layer.chunk_count() {
+            let len = layer.len_bytes(&(chunk..chunk + 1));
+            match chunks.last_mut() {
+                Some((last, count)) if *last == len => *count += 1,
+                _ => chunks.push((len, 1)),
+            }
+        }
+        let written = |spans: Vec<Span>| spans.iter().map(|at| (at.first_chunk, at.blob_start, at.blob_end)).collect();
+        Self { chunks, spans: layer.spans.map(written), whole_stream: layer.whole_stream }
+    }
+}
+
+impl TryFrom<Written> for LayerGeometry {
+    type Error = GeometryError;
+
+    fn try_from(written: Written) -> Result<Self, GeometryError> {
+        let lens = written.chunks.iter().flat_map(|(len, count)| std::iter::repeat_n(*len, *count as usize));
+        let layer = Self::new(lens)?;
+        let Some(spans) = written.spans else { return Ok(layer) };
+        let span = |(first_chunk, blob_start, blob_end)| Span { first_chunk, blob_start, blob_end };
+        let layer = layer.with_spans(spans.into_iter().map(span).collect())?;
+        if written.whole_stream { layer.as_whole_stream() } else { Ok(layer) }
+    }
 }
 
 impl LayerGeometry {

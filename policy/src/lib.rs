@@ -9,7 +9,7 @@
 //! Data flows: facts -> [`flight::Flight::handle`] -> requests. [`peers`] chooses among holders, [`members`] says who
 //! owns what, [`readahead`] guesses
 //! what a reader wants next, [`profile`] knows it from earlier starts, [`completion`] says when and how the rest of an image
-//! is fetched, [`class`] says what a failure means and [`limits`] bounds everything.
+//! is fetched, [`class`] says what a failure means and [`limits`] bounds everything; [`record`] is how all of it is written down.
 
 pub mod class;
 pub mod completion;
@@ -22,5 +22,6 @@ pub mod members;
 pub mod peers;
 pub mod profile;
 pub mod readahead;
+pub mod record;
 pub mod rng;
 pub mod time;

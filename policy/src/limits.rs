@@ -3,6 +3,8 @@
 //! A driver may change them (tests and simulations use small ones, which meet their edges sooner); the defaults are
 //! for a node.
 
+use serde::{Deserialize, Serialize};
+
 use crate::class::{BackoffRule, Class};
 use crate::event::Source;
 use crate::time::Duration;
@@ -11,7 +13,7 @@ const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 
 /// How many asks may be under way at one source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceLimit {
     /// Asks of any class.
     pub asks: u32,
@@ -23,7 +25,7 @@ pub struct SourceLimit {
 }
 
 /// How much one ask may hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AskSize {
     /// For a reader that waits, in bytes: small, so that its first bytes come first and several asks share the work.
     pub demand_bytes: u64,
@@ -42,7 +44,7 @@ impl AskSize {
 }
 
 /// How long an ask may go without a sign of life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StallTime {
     /// For a reader that waits.
     pub demand: Duration,
@@ -51,7 +53,7 @@ pub struct StallTime {
 }
 
 /// All bounds. See [`Limits::default`] for the numbers and where they come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Layers that are open at once.
     pub layers: usize,
@@ -123,6 +125,12 @@ pub struct Limits {
     /// The owner of rank *i* may turn to the registry *i* times the longer of this and three times the p90 of peers'
     /// latencies after it was first asked (design, section 6).
     pub rank_wait_min: Duration,
+    /// Longest that slow senders make a rank wait.
+    pub rank_wait_pause_max: Duration,
+    /// How long after one peer was silent others are doubted of which nothing was heard for [`Self::doubt_silence`].
+    pub doubt: Duration,
+    /// Nodes that fetch tell each other of it every 50 ms, and answer at once.
+    pub doubt_silence: Duration,
     /// How long an owner that failed is passed over for the extent.
     pub owner_rest: Duration,
     /// How long a read waits for others when its own registry refuses the layer and no owner has it.
@@ -143,8 +151,6 @@ pub struct Limits {
     pub claims: usize,
     /// Extents of which an owner remembers claimants.
     pub books: usize,
-    /// Extents whose owners are remembered while the member list stays as it is.
-    pub known_owners: usize,
     /// How long what another node claims is worth fetching.
     pub claim_patience: Duration,
     /// Bytes asked for twice, in hundredths of what demand asks of peers.
@@ -175,6 +181,9 @@ pub struct Limits {
     /// before its own at the speed that the ask has shown. Asking anew costs a round trip and decodes part of a span
     /// twice.
     pub join_wait: Duration,
+
+    /// How long prefetch of a layer that found nothing to ask is passed over at most while facts come in.
+    pub prefetch_pause: Duration,
 
     /// Expected latency of a peer that was never asked.
     pub peer_latency: Duration,
@@ -256,6 +265,10 @@ impl Default for Limits {
             extent_bytes: 4 * MIB,
             owner_ranks: 3,
             rank_wait_min: Duration::from_millis(250),
+            // A reader that waits for a sender which has died is not to wait longer than a second (design, section 10).
+            rank_wait_pause_max: Duration::from_millis(800),
+            doubt: Duration::from_secs(2),
+            doubt_silence: Duration::from_millis(500),
             owner_rest: Duration::from_secs(1),
             refused_patience: Duration::from_secs(10),
             unowned_asks_per_second: 16,
@@ -268,8 +281,6 @@ impl Default for Limits {
             claims: 1024,
             // An image of 10 GB has 2,500 extents.
             books: 8192,
-            // Three images of 10 GB that are read at once, 100 bytes each.
-            known_owners: 8192,
             claim_patience: Duration::from_secs(30),
             // Design, section 6.
             hedge_percent: 5,
@@ -286,6 +297,9 @@ impl Default for Limits {
             spans_wait: Duration::from_secs(5),
             join_bytes: MIB,
             join_wait: Duration::from_millis(50),
+
+            // As often as partners tell what they have.
+            prefetch_pause: Duration::from_millis(50),
 
             peer_latency: Duration::from_millis(2),
             peer_latency_max: Duration::from_secs(5),
@@ -337,7 +351,6 @@ impl Limits {
         self.runs_per_ask = self.runs_per_ask.max(1);
         self.gather_reads = self.gather_reads.max(1);
         self.owner_ranks = self.owner_ranks.max(1);
-        self.known_owners = self.known_owners.max(1);
         self.direct_claimants = self.direct_claimants.max(1);
         self.referral_peers = self.referral_peers.max(1);
         self.busy_max = self.busy_max.max(self.busy_min);

@@ -7,16 +7,20 @@
 //!
 //! Lists differ for a while; what follows from that is bounded by the ranks' delays (`flight/owners.rs`), not by agreement.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use hermes_image::ids::DiffId;
+use serde::{Deserialize, Serialize};
 
 use crate::event::PeerNo;
 
 /// A zone (rack, availability zone), by the driver's own number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct ZoneNo(pub u32);
 
 /// For whom an owner acts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Duty {
     /// For the members of its zone: it asks the owner among all.
     Zone,
@@ -25,7 +29,7 @@ pub enum Duty {
 }
 
 /// A member of the cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// Its number.
     pub peer: PeerNo,
@@ -38,13 +42,60 @@ pub struct Member {
 }
 
 /// One version of the member list, this node in it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "Written", into = "Written")]
 pub struct Members {
     epoch: u64,
     me: Option<Member>,
-    members: Vec<Member>,
-    others: usize,
+    roster: Arc<Roster>,
+}
+
+/// The members of one version, and who was found to own what: the same for all who have it, and shared by them where they are
+/// in one process.
+#[derive(Debug, Default)]
+struct Roster {
+    /// In order of their numbers.
+    members: Box<[Member]>,
+    eligible: usize,
     zones: usize,
+    /// Owners that were asked for: finding them looks at every member, and every pass over what is wanted asks for them.
+    known: Mutex<BTreeMap<OwnedPart, Arc<[PeerNo]>>>,
+}
+
+/// An extent, the zone whose owners are meant, and how many.
+type OwnedPart = (u64, Option<ZoneNo>, usize);
+
+/// Extents whose owners are remembered: three images of 10 GB that are read at once, 100 bytes each.
+const KNOWN_MAX: usize = 8192;
+
+impl PartialEq for Roster {
+    /// What was found out follows from the members.
+    fn eq(&self, other: &Self) -> bool {
+        self.members == other.members
+    }
+}
+
+impl Eq for Roster {}
+
+/// [`Members`] as they are written down: the rest follows from it.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    epoch: u64,
+    me: Option<PeerNo>,
+    members: Vec<Member>,
+}
+
+impl From<Members> for Written {
+    fn from(list: Members) -> Self {
+        Self { epoch: list.epoch, me: list.me(), members: list.roster.members.to_vec() }
+    }
+}
+
+impl From<Written> for Members {
+    fn from(written: Written) -> Self {
+        // A number that nobody has stands for a node that is not in its own list.
+        Self::new(written.epoch, written.me.unwrap_or(PeerNo(u32::MAX)), written.members)
+    }
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea, Flood 2014): every bit of the input changes every bit of the output with a
@@ -66,14 +117,30 @@ fn extent_key(layer: &DiffId, start: u32) -> u64 {
 impl Members {
     /// The list of version `epoch`; `me` is this node's number. A node that is not in its own list owns nothing.
     pub fn new(epoch: u64, me: PeerNo, members: Vec<Member>) -> Self {
-        let me = members.iter().find(|member| member.peer == me).copied();
-        let eligible = |member: &&Member| member.eligible;
-        let others =
-            members.iter().filter(eligible).filter(|member| me.is_none_or(|me| me.peer != member.peer)).count();
-        let mut zones: Vec<ZoneNo> = members.iter().filter(eligible).map(|member| member.zone).collect();
+        let mut members = members;
+        members.sort_unstable_by_key(|member| member.peer);
+        let eligible = || members.iter().filter(|member| member.eligible);
+        let mut zones: Vec<ZoneNo> = eligible().map(|member| member.zone).collect();
         zones.sort_unstable();
         zones.dedup();
-        Self { epoch, me, others, zones: zones.len(), members }
+        let (eligible, zones) = (eligible().count(), zones.len());
+        let roster = Roster { members: members.into(), eligible, zones, known: Mutex::default() };
+        Self { epoch, me: None, roster: Arc::new(roster) }.seen_by(me)
+    }
+
+    /// The same list, as another member has it. Both share the members.
+    pub fn seen_by(&self, me: PeerNo) -> Self {
+        Self { epoch: self.epoch, me: self.find(me).copied(), roster: Arc::clone(&self.roster) }
+    }
+
+    fn find(&self, peer: PeerNo) -> Option<&Member> {
+        let members = &self.roster.members;
+        members.binary_search_by_key(&peer, |member| member.peer).ok().and_then(|place| members.get(place))
+    }
+
+    /// Whether the peer is a member.
+    pub fn contains(&self, peer: PeerNo) -> bool {
+        self.find(peer).is_some()
     }
 
     /// The version.
@@ -86,40 +153,57 @@ impl Members {
         self.me.map(|me| me.peer)
     }
 
-    /// The members, in no order.
+    /// The members, in order of their numbers.
     pub fn iter(&self) -> impl Iterator<Item = &Member> {
-        self.members.iter()
+        self.roster.members.iter()
     }
 
     /// Number of members, this node among them.
     pub fn len(&self) -> usize {
-        self.members.len()
+        self.roster.members.len()
     }
 
     /// Whether nobody is known.
     pub fn is_empty(&self) -> bool {
-        self.members.is_empty()
+        self.roster.members.is_empty()
     }
 
     /// Whether this node is a member beside others that may own something.
     pub fn is_swarm(&self) -> bool {
-        self.me.is_some() && self.others > 0
+        self.me.is_some_and(|me| self.roster.eligible > usize::from(me.eligible))
     }
 
     /// Whether zones have owners of their own.
     pub fn has_zones(&self) -> bool {
-        self.zones > 1
+        self.roster.zones > 1
     }
 
     /// The first `count` owners of the extent that begins with chunk `start`, the one that acts first. For [`Duty::Zone`]
-    /// they are of this node's zone.
-    pub fn owners(&self, layer: &DiffId, start: u32, duty: Duty, count: usize) -> Vec<PeerNo> {
+    /// they are of this node's zone. They are looked for once while this version of the list lives.
+    pub fn owners(&self, layer: &DiffId, start: u32, duty: Duty, count: usize) -> Arc<[PeerNo]> {
         let key = extent_key(layer, start);
+        let zone = match (duty, self.me) {
+            (Duty::Cluster, _) => None,
+            (Duty::Zone, Some(me)) => Some(me.zone),
+            (Duty::Zone, None) => return Arc::default(),
+        };
+        // Nothing can be left half done by a panic: what is in the map is right.
+        let mut known = self.roster.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(owners) = known.get(&(key, zone, count)) {
+            return Arc::clone(owners);
+        }
+        let owners: Arc<[PeerNo]> = self.find_owners(key, zone, count).into();
+        if known.len() >= KNOWN_MAX {
+            known.clear();
+        }
+        known.insert((key, zone, count), Arc::clone(&owners));
+        owners
+    }
+
+    fn find_owners(&self, key: u64, zone: Option<ZoneNo>, count: usize) -> Vec<PeerNo> {
         let mut first: Vec<(u64, PeerNo)> = Vec::with_capacity(count + 1);
-        for member in self.members.iter().filter(|member| member.eligible) {
-            if duty == Duty::Zone && self.me.is_none_or(|me| me.zone != member.zone) {
-                continue;
-            }
+        let members = self.roster.members.iter().filter(|member| member.eligible);
+        for member in members.filter(|member| zone.is_none_or(|zone| zone == member.zone)) {
             let weight = mix(member.key ^ key);
             let place = first.partition_point(|(other, _)| *other >= weight);
             if place < count {
@@ -206,6 +290,9 @@ mod tests {
         let mut draining = members(2, 1);
         draining[1].eligible = false;
         assert!(!Members::new(1, PeerNo(0), draining).is_swarm());
+        let (list, other) = (Members::new(1, PeerNo(0), members(3, 1)), Members::new(1, PeerNo(2), members(3, 1)));
+        assert_eq!(list.seen_by(PeerNo(2)), other);
+        assert!(list.contains(PeerNo(2)) && !list.contains(PeerNo(3)) && !list.seen_by(PeerNo(3)).is_swarm());
     }
 
     #[test]

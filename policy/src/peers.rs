@@ -10,10 +10,12 @@
 //! bytes is banned for a while, and stays banned when its connection comes back.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::class::{Backoff, Class};
 use crate::event::{PeerNo, PeerView};
 use crate::limits::{Limits, Load};
+use crate::members::Members;
 use crate::rng::Rng;
 use crate::time::{Duration, Instant, nanos};
 
@@ -38,7 +40,6 @@ const DOUBLINGS_MAX: u32 = 4;
 #[derive(Debug, Clone)]
 struct Peer {
     up: bool,
-    member: bool,
     /// An owner has named it.
     named: bool,
     latency_ns: u64,
@@ -53,6 +54,8 @@ struct Peer {
     lost_until: Instant,
     /// How often in a row it was silent.
     silences: u32,
+    /// The last sign of life.
+    heard_at: Instant,
     /// It left a reader waiting for what it has, and rests until then; and how often.
     slow_until: Instant,
     slow: u32,
@@ -62,7 +65,6 @@ impl Peer {
     fn new(limits: &Limits) -> Self {
         Self {
             up: false,
-            member: false,
             named: false,
             latency_ns: nanos(limits.peer_latency),
             cost_ns_per_kib: nanos(limits.peer_cost_per_kib),
@@ -73,13 +75,15 @@ impl Peer {
             banned_until: None,
             lost_until: Instant::ZERO,
             silences: 0,
+            heard_at: Instant::ZERO,
             slow_until: Instant::ZERO,
             slow: 0,
         }
     }
 
-    fn is_reachable(&self) -> bool {
-        self.up || self.member || self.named
+    /// Whether it must be remembered: it is banned, or asks are under way.
+    fn is_owed_to(&self, now: Instant) -> bool {
+        self.is_banned(now) || self.load != Load::default()
     }
 
     fn is_banned(&self, now: Instant) -> bool {
@@ -110,18 +114,52 @@ impl P90 {
     }
 }
 
-/// All peers. Beside the members at most [`Limits::peers`]: those that come beyond are not used.
+/// How long a peer that sends may pause between two chunks: the mean and four mean deviations, as TCP bounds its round trips
+/// (RFC 6298). Links that are shared by many make it long for all of them, one slow peer only for some samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Pauses {
+    mean_ns: u64,
+    deviation_ns: u64,
+}
+
+impl Pauses {
+    fn add(&mut self, pause: Duration) {
+        let pause = nanos(pause);
+        let off = self.mean_ns.abs_diff(pause);
+        self.deviation_ns = self.deviation_ns - self.deviation_ns / 4 + off / 4;
+        smooth(&mut self.mean_ns, pause);
+    }
+
+    fn bound(&self) -> Duration {
+        Duration::from_nanos(self.mean_ns.saturating_add(self.deviation_ns.saturating_mul(4)))
+    }
+}
+
+/// All peers. Beside the members at most [`Limits::peers`]: those that come beyond are not used. Of a member nothing is kept
+/// until it is dealt with: a cluster has thousands of which a node meets some dozens.
 #[derive(Debug, Clone)]
 pub struct Peers {
     records: BTreeMap<PeerNo, Peer>,
-    members: usize,
+    members: Arc<Members>,
+    /// A member that was not dealt with.
+    unmet: Peer,
     latency_p90: P90,
+    pauses: Pauses,
+    /// When a peer was found silent last.
+    silence_at: Instant,
 }
 
 impl Default for Peers {
     fn default() -> Self {
         // As if peers were as quick as one that was never asked; a few dozen answers correct it.
-        Self { records: BTreeMap::new(), members: 0, latency_p90: P90 { ns: 10_000_000 } }
+        Self {
+            records: BTreeMap::new(),
+            members: Arc::default(),
+            unmet: Peer::new(&Limits::default()),
+            latency_p90: P90 { ns: 10_000_000 },
+            pauses: Pauses::default(),
+            silence_at: Instant::ZERO,
+        }
     }
 }
 
@@ -139,7 +177,7 @@ impl Peers {
     /// Notes a connection. Says whether the peer is usable: known, and not banned.
     pub fn up(&mut self, peer: PeerNo, now: Instant, limits: &Limits) -> bool {
         let Some(record) = self.record(peer, now, limits) else { return false };
-        record.up = true;
+        (record.up, record.heard_at) = (true, now);
         (record.lost_until, record.silences) = (Instant::ZERO, 0);
         !record.is_banned(now)
     }
@@ -147,16 +185,18 @@ impl Peers {
     /// Notes that an owner has named the peer. Says whether it can be asked.
     pub fn named(&mut self, peer: PeerNo, now: Instant, limits: &Limits) -> bool {
         let Some(record) = self.record(peer, now, limits) else { return false };
-        record.named = true;
+        // Whoever names it has heard of it.
+        (record.named, record.heard_at) = (true, now);
         !record.is_banned(now)
     }
 
     /// The record of a peer, if there is room for one.
     fn record(&mut self, peer: PeerNo, now: Instant, limits: &Limits) -> Option<&mut Peer> {
-        let most = limits.peers + self.members;
+        let most = limits.peers + self.members.len();
         if !self.records.contains_key(&peer) && self.records.len() >= most {
-            let idle = |record: &Peer| record.load == Load::default();
-            self.records.retain(|_, record| record.up || record.member || record.is_banned(now) || !idle(record));
+            let members = &self.members;
+            let is_kept = |peer: &PeerNo, record: &Peer| record.up || members.contains(*peer) || record.is_owed_to(now);
+            self.records.retain(|peer, record| is_kept(peer, record));
             if self.records.len() >= most {
                 return None;
             }
@@ -164,26 +204,37 @@ impl Peers {
         Some(self.records.entry(peer).or_insert_with(|| Peer::new(limits)))
     }
 
-    /// Takes over the member list.
-    pub fn set_members(&mut self, members: impl Iterator<Item = PeerNo>, now: Instant, limits: &Limits) {
-        self.records.values_mut().for_each(|record| record.member = false);
-        self.members = 0;
-        for peer in members {
-            self.members += 1;
-            self.records.entry(peer).or_insert_with(|| Peer::new(limits)).member = true;
+    /// What is known of a peer; `None` for one that is neither a member nor remembered.
+    fn seen(&self, peer: PeerNo) -> Option<&Peer> {
+        self.records.get(&peer).or_else(|| self.members.contains(peer).then_some(&self.unmet))
+    }
+
+    /// The record of a peer that something is to be noted of; `None` for one that is neither a member nor remembered.
+    fn met(&mut self, peer: PeerNo) -> Option<&mut Peer> {
+        if !self.records.contains_key(&peer) && self.members.contains(peer) {
+            self.records.insert(peer, self.unmet.clone());
         }
-        let idle = |record: &Peer| record.load == Load::default();
-        self.records.retain(|_, record| record.is_reachable() || record.is_banned(now) || !idle(record));
+        self.records.get_mut(&peer)
+    }
+
+    /// Takes over the member list.
+    pub fn set_members(&mut self, members: Arc<Members>, now: Instant, limits: &Limits) {
+        (self.members, self.unmet) = (members, Peer::new(limits));
+        let members = &self.members;
+        let is_kept = |peer: &PeerNo, record: &Peer| {
+            record.up || record.named || members.contains(*peer) || record.is_owed_to(now)
+        };
+        self.records.retain(|peer, record| is_kept(peer, record));
     }
 
     /// Whether the peer is in the member list.
     pub(crate) fn is_member(&self, peer: PeerNo) -> bool {
-        self.records.get(&peer).is_some_and(|record| record.member)
+        self.members.contains(peer)
     }
 
     /// Number of members.
     pub(crate) fn member_count(&self) -> usize {
-        self.members
+        self.members.len()
     }
 
     /// The time within which nine in ten peers send their first byte.
@@ -191,29 +242,36 @@ impl Peers {
         Duration::from_nanos(self.latency_p90.ns)
     }
 
+    /// How long peers that send pause between two chunks, at most times.
+    pub(crate) fn pause_bound(&self) -> Duration {
+        self.pauses.bound()
+    }
+
+    /// Notes that a peer has gone on sending after `pause`.
+    pub(crate) fn went_on(&mut self, pause: Duration) {
+        self.pauses.add(pause);
+    }
+
     /// Notes a lost connection. Keeps the record only of a member and of a banned peer. The caller has ended the peer's asks.
     pub fn down(&mut self, peer: PeerNo, now: Instant, limits: &Limits) {
         let Some(record) = self.records.get_mut(&peer) else { return };
         debug_assert_eq!(record.load, Load::default(), "{peer:?} went down with asks under way");
         (record.up, record.named, record.lost_until) = (false, false, now + limits.owner_rest);
-        if !record.is_banned(now) && !record.member {
+        if !record.is_banned(now) && !self.members.contains(peer) {
             self.records.remove(&peer);
         }
     }
 
     /// Bans the peer.
     pub fn ban(&mut self, peer: PeerNo, until: Instant) {
-        if let Some(record) = self.records.get_mut(&peer) {
+        if let Some(record) = self.met(peer) {
             record.banned_until = Some(until);
         }
     }
 
     /// Whether the peer may be asked.
     pub fn readiness(&self, peer: PeerNo, class: Class, now: Instant, limits: &Limits) -> Readiness {
-        let Some(record) = self.records.get(&peer).filter(|record| record.is_reachable() && !record.is_banned(now))
-        else {
-            return Readiness::Gone;
-        };
+        let Some(record) = self.seen(peer).filter(|_| self.is_usable(peer, now)) else { return Readiness::Gone };
         let rests = record.lost_until.max(record.slow_until);
         if rests > now {
             return Readiness::Resting(rests);
@@ -246,13 +304,13 @@ impl Peers {
         // Equal peers share the work: the first of the best is taken from a random place on.
         let turn = rng.below(candidates.len() as u64) as usize;
         let rotated = candidates.iter().cycle().skip(turn).take(candidates.len());
-        let expected = |peer: &&PeerNo| self.records.get(peer).map_or(u64::MAX, |peer| peer.expected_ns(kib(bytes)));
+        let expected = |peer: &&PeerNo| self.seen(**peer).map_or(u64::MAX, |peer| peer.expected_ns(kib(bytes)));
         rotated.min_by_key(expected).copied()
     }
 
     /// Notes an ask.
     pub(crate) fn asked(&mut self, peer: PeerNo, class: Class, bytes: u64) {
-        if let Some(record) = self.records.get_mut(&peer) {
+        if let Some(record) = self.met(peer) {
             record.load.add(class);
             record.owed_kib += kib(bytes);
         }
@@ -298,6 +356,7 @@ impl Peers {
     /// Notes that the peer gave no sign of life: as with a lost connection, it is asked again after a while, which doubles
     /// as long as it goes on so.
     pub(crate) fn silent(&mut self, peer: PeerNo, now: Instant, limits: &Limits) {
+        self.silence_at = now;
         if let Some(record) = self.records.get_mut(&peer).filter(|record| record.lost_until <= now) {
             record.lost_until = now + limits.owner_rest * (1 << record.silences);
             record.silences = (record.silences + 1).min(DOUBLINGS_MAX);
@@ -305,10 +364,27 @@ impl Peers {
     }
 
     /// Notes a sign of life.
-    pub(crate) fn alive(&mut self, peer: PeerNo) {
-        if let Some(record) = self.records.get_mut(&peer).filter(|record| record.silences > 0) {
+    pub(crate) fn alive(&mut self, peer: PeerNo, now: Instant) {
+        let Some(record) = self.met(peer) else { return };
+        record.heard_at = now;
+        if record.silences > 0 {
             (record.lost_until, record.silences) = (Instant::ZERO, 0);
         }
+    }
+
+    /// Whether the peer may be gone as well: another one was found silent lately, and nothing was heard of this one for a
+    /// while. When a network parts, those of the other side would else be tried one after the other.
+    pub(crate) fn is_doubtful(&self, peer: PeerNo, now: Instant, limits: &Limits) -> bool {
+        let heard = self.records.get(&peer).map_or(Instant::ZERO, |record| record.heard_at);
+        self.silence_at > Instant::ZERO
+            && now < self.silence_at + limits.doubt
+            && heard + limits.doubt_silence < now
+            && !self.members.is_empty()
+    }
+
+    /// When doubts end by themselves.
+    pub(crate) fn doubts_end(&self, limits: &Limits) -> Instant {
+        self.silence_at + limits.doubt
     }
 
     /// Notes that the peer lives and leaves a reader waiting for what it has.
@@ -337,7 +413,10 @@ impl Peers {
 
     /// Whether the peer is connected, a member or named, and not banned.
     pub fn is_usable(&self, peer: PeerNo, now: Instant) -> bool {
-        self.records.get(&peer).is_some_and(|record| record.is_reachable() && !record.is_banned(now))
+        match self.records.get(&peer) {
+            Some(record) => (record.up || record.named || self.is_member(peer)) && !record.is_banned(now),
+            None => self.is_member(peer),
+        }
     }
 
     /// Whether there is a connection to the peer.
@@ -347,7 +426,7 @@ impl Peers {
 
     /// The peer as it is seen, without what it holds; `None` for one that is not remembered.
     pub(crate) fn view(&self, peer: PeerNo, now: Instant) -> Option<PeerView> {
-        let record = self.records.get(&peer)?;
+        let record = self.seen(peer)?;
         let rests = record.backoff.resting(now).unwrap_or_default().max(record.busy_until).max(record.lost_until);
         let rests = rests.max(record.slow_until);
         Some(PeerView {
@@ -385,6 +464,7 @@ impl Peers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::members::{Member, ZoneNo};
 
     const A: PeerNo = PeerNo(1);
     const B: PeerNo = PeerNo(2);
@@ -392,6 +472,11 @@ mod tests {
 
     fn limits() -> Limits {
         Limits { explore_demand_one_in: 0, explore_prefetch_one_in: 0, ..Limits::default() }
+    }
+
+    fn list(peers: &[PeerNo]) -> Arc<Members> {
+        let member = |peer: &PeerNo| Member { peer: *peer, key: 0, zone: ZoneNo(0), eligible: true };
+        Arc::new(Members::new(1, PeerNo(99), peers.iter().map(member).collect()))
     }
 
     fn two() -> Peers {
@@ -472,7 +557,7 @@ mod tests {
         let limits = limits();
         let mut peers = Peers::default();
         let ready = |peers: &Peers, peer| peers.readiness(peer, Class::Demand, NOW, &limits);
-        peers.set_members([A, B].into_iter(), NOW, &limits);
+        peers.set_members(list(&[A, B]), NOW, &limits);
         assert_eq!((ready(&peers, A), peers.is_up(A)), (Readiness::Ready, false));
         peers.ban(A, NOW + limits.ban);
         assert_eq!(ready(&peers, A), Readiness::Gone);
@@ -482,8 +567,17 @@ mod tests {
         assert_eq!(ready(&peers, PeerNo(3)), Readiness::Gone);
         assert!(peers.named(PeerNo(3), NOW, &limits));
         assert_eq!(ready(&peers, PeerNo(3)), Readiness::Ready);
-        peers.set_members([PeerNo(3)].into_iter(), NOW, &limits);
+        peers.set_members(list(&[PeerNo(3)]), NOW, &limits);
         assert_eq!(peers.len(), 2, "the banned one and the member");
+        let many: Vec<PeerNo> = (10..10_000).map(PeerNo).collect();
+        peers.set_members(list(&many), NOW, &limits);
+        assert_eq!(
+            (peers.len(), ready(&peers, PeerNo(77))),
+            (2, Readiness::Ready),
+            "nothing is kept of members that were not met"
+        );
+        peers.asked(PeerNo(77), Class::Demand, 1);
+        assert_eq!((peers.len(), peers.load(PeerNo(77)).demand), (3, 1));
     }
 
     #[test]
@@ -496,6 +590,29 @@ mod tests {
         }
         let p90 = peers.latency_p90().as_millis();
         assert!((75..100).contains(&p90), "{p90} ms");
+    }
+
+    #[test]
+    fn pauses_are_followed_within_a_few_samples_both_ways() {
+        let mut peers = two();
+        assert_eq!(peers.pause_bound(), Duration::ZERO, "nothing was seen");
+        peers.went_on(Duration::from_millis(190));
+        assert!(peers.pause_bound() > Duration::from_millis(190));
+        (0..40).for_each(|_| peers.went_on(Duration::from_millis(1)));
+        assert!(peers.pause_bound() < Duration::from_millis(10), "{:?}", peers.pause_bound());
+    }
+
+    #[test]
+    fn one_silence_makes_those_doubtful_of_whom_nothing_was_heard() {
+        let (limits, mut peers) = (limits(), two());
+        peers.set_members(list(&[A, B, PeerNo(3)]), NOW, &limits);
+        let later = NOW + Duration::from_secs(5);
+        peers.alive(B, later);
+        assert!(!peers.is_doubtful(PeerNo(3), later, &limits), "nobody was silent");
+        peers.silent(A, later, &limits);
+        assert!(peers.is_doubtful(PeerNo(3), later, &limits));
+        assert!(!peers.is_doubtful(B, later, &limits), "it was heard of");
+        assert!(!peers.is_doubtful(PeerNo(3), later + limits.doubt, &limits), "and not for ever");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A link that is slower than the one there is: bandwidth shared by all connections, latency per request.
+//! A link that is slower than the one there is: bandwidth shared by all connections, latency per connection and request.
 //!
 //! The bandwidth is kept by a schedule: each piece of a body reserves the time that it takes on the link, after all
 //! pieces reserved before it, and is handed on when that time is over. Timers wake late by up to a millisecond or more,
@@ -37,7 +37,7 @@ impl Link {
         Self { bits_per_second, latency, free_at: Mutex::new(Instant::now()) }
     }
 
-    /// Waits as long as a request takes to get here and its answer to begin.
+    /// Waits as long as a request takes to get here and its answer to begin, or a connection to be made.
     pub(crate) async fn round_trip(&self) {
         if !self.latency.is_zero() {
             tokio::time::sleep(self.latency).await;

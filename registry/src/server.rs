@@ -47,7 +47,8 @@ pub struct Options {
     pub auth: Auth,
     /// Bits per second that all connections share; `None` for as fast as the machine allows. Bodies count, heads do not.
     pub bandwidth_bits_per_second: Option<NonZeroU64>,
-    /// Added to each request before the first byte of its answer, as the round trip to a distant registry would.
+    /// Added to each connection before it is served, and to each request before the first byte of its answer, as round
+    /// trips to a distant registry would be.
     pub latency: Duration,
 }
 
@@ -188,8 +189,9 @@ impl Registry {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let (router, draining) = (router.clone(), draining.clone());
+                    let (router, draining, shared) = (router.clone(), draining.clone(), Arc::clone(&self.shared));
                     connections.spawn(async move {
+                        shared.link.round_trip().await;
                         connection(stream, router, draining).await;
                         drop(slot);
                     });

@@ -20,9 +20,10 @@ use crate::report::Report;
 use crate::sabotage::Sabotage;
 use crate::scenario::{
     ClusterConfig, ExpectConfig, FaultConfig, FaultKind, ImageConfig, Prefetch, RegistryConfig, Scenario, StartConfig,
-    Strategy, WorkloadConfig, WorkloadKind,
+    WorkloadConfig, WorkloadKind,
 };
 use crate::shape::ShapeError;
+use crate::strategy::Strategy;
 use crate::units::{Bytes, Rate, Share, Time};
 use crate::world::World;
 
@@ -136,32 +137,14 @@ pub fn drawn(seed: u64, changes: &[Change]) -> Scenario {
 
 /// A fault that ends.
 fn fault(rng: &mut Rng) -> FaultConfig {
-    use FaultKind::{
-        Corrupt, Deaf, Drift, Kill, Partition, Pause, PowerLoss, RegistryBusy, RegistryCut, RegistryDown, Slow,
-        StaleList,
-    };
-    let kinds = [
-        Kill,
-        PowerLoss,
-        Pause,
-        Slow,
-        Corrupt,
-        Partition,
-        Deaf,
-        StaleList,
-        Drift,
-        RegistryDown,
-        RegistryBusy,
-        RegistryCut,
-    ];
-    let kind = kinds[rng.below(kinds.len() as u64) as usize];
+    let kind = FaultKind::ALL[rng.below(FaultKind::ALL.len() as u64) as usize];
     let lasts: Nanos = 100 * MILLISECOND + rng.below(8 * SECOND);
     FaultConfig {
         at: Time(rng.below(3 * SECOND)),
         kind,
         lasts: Some(Time(lasts)),
         share: Share(500 + rng.below(3_500)),
-        factor: if kind == Slow { 2 + rng.below(30) as u32 } else { 100 + rng.below(400) as u32 },
+        factor: if kind == FaultKind::Slow { 2 + rng.below(30) as u32 } else { 100 + rng.below(400) as u32 },
         retry_after: Some(Time(SECOND + rng.below(3 * SECOND))),
     }
 }

@@ -4,19 +4,25 @@
 //! code of the node daemon, unchanged, on each of up to tens of thousands of nodes. Never reads a clock or draws a number
 //! that is not in the seed, so that one seed is one run ([`trace`]), and never decides about chunks.
 //!
-//! Data flows: [`open`] -> [`scenario`] + [`shape`] + seed -> [`world`] -> [`report`]; [`checkers`] watch all the way, and
-//! [`ledger`] notes who reads what from the registry; [`fuzz`] makes random small worlds, and makes the failing ones smaller. What the model is, and what it cannot say: `docs/simulation.md`.
+//! Data flows: [`open`] -> [`scenario`] + [`shape`] + seed -> [`world`] -> [`report`] -> [`html`]; [`compare`] runs the same world once for
+//! each [`strategy`]; [`checkers`] watch all the way, and
+//! [`ledger`] notes who reads what from the registry; [`fuzz`] makes random small worlds, and makes the failing ones smaller; [`replay`] decides again
+//! what a real node has decided. What the model is, and what it cannot say: `docs/simulation.md`.
 
 pub mod checkers;
+pub mod compare;
 pub mod fuzz;
+pub mod html;
 pub mod ledger;
 pub mod net;
 pub mod open;
 pub mod queue;
+pub mod replay;
 pub mod report;
 pub mod sabotage;
 pub mod scenario;
 pub mod shape;
+pub mod strategy;
 pub mod trace;
 pub mod units;
 pub mod world;

@@ -15,6 +15,7 @@ use hermes_policy::time::Instant;
 
 use crate::net::{FlowNo, LinkNo};
 use crate::queue::Nanos;
+use crate::world::rival::state::Rival;
 
 /// Whom an ask goes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +157,8 @@ pub(crate) struct Node {
     pub(crate) next_read: u64,
     pub(crate) start: Option<Start>,
     pub(crate) counts: Counts,
+    /// What a model of another system keeps.
+    pub(crate) rival: Option<Box<Rival>>,
 }
 
 /// What a node has done.
@@ -174,7 +177,7 @@ pub(crate) struct Counts {
 }
 
 impl Node {
-    pub(crate) fn new(no: u32, zone: u32, layers: usize, links: (LinkNo, LinkNo), seed: u64) -> Self {
+    pub(crate) fn new(no: u32, zone: u32, layers: usize, links: (LinkNo, LinkNo), seed: u64, limits: Limits) -> Self {
         Self {
             zone,
             joined: false,
@@ -185,7 +188,7 @@ impl Node {
             corrupt: false,
             stale: false,
             drift_ppm: 0,
-            flight: Flight::new(Limits::default()),
+            flight: Flight::new(limits),
             rng: Rng::new(seed ^ u64::from(no).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
             uplink: links.0,
             downlink: links.1,
@@ -206,6 +209,7 @@ impl Node {
             next_read: 0,
             start: None,
             counts: Counts::default(),
+            rival: None,
         }
     }
 
@@ -221,10 +225,10 @@ impl Node {
     }
 
     /// Forgets all that dies with the process.
-    pub(crate) fn die(&mut self) {
+    pub(crate) fn die(&mut self, limits: Limits) {
         self.up = false;
         self.life += 1;
-        self.flight = Flight::new(Limits::default());
+        self.flight = Flight::new(limits);
         (self.timer, self.armed) = (None, None);
         self.asks = BTreeMap::new();
         self.answers = BTreeMap::new();
@@ -237,6 +241,9 @@ impl Node {
         for layer in &mut self.layers {
             let have = std::mem::take(&mut layer.have);
             *layer = LayerHere { have, ..LayerHere::default() };
+        }
+        if let Some(rival) = &mut self.rival {
+            rival.die();
         }
         if let Some(start) = &mut self.start {
             // The containers live on; their reads wait and are made again.
@@ -256,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_quick_clock_shows_more_and_is_turned_back_exactly() {
-        let mut node = Node::new(0, 0, 0, (LinkNo(0), LinkNo(1)), 1);
+        let mut node = Node::new(0, 0, 0, (LinkNo(0), LinkNo(1)), 1, Limits::default());
         node.drift_ppm = 500;
         assert_eq!(node.clock(2_000_000), Instant(2_001_000));
         for at in [0, 1, 999_999, 2_001_000, 1 << 50] {

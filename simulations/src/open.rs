@@ -71,7 +71,8 @@ pub fn open(name: &str, changes: &[String], seed: u64) -> Result<(Arc<Scenario>,
     let shape = match &scenario.image.shape {
         Some(file) => {
             let path = path.parent().unwrap_or(Path::new("")).join(file);
-            Arc::new(Shape::parse(&read(&path, "a shape", FILE_LEN_MAX_BYTES)?)?)
+            let shape = Shape::parse(&read(&path, "a shape", FILE_LEN_MAX_BYTES)?)?;
+            Arc::new(shape.or_drawn(scenario.image.start_chunks, seed)?)
         }
         None => crate::synthetic_shape(&scenario, seed)?,
     };

@@ -48,6 +48,10 @@ pub struct Series {
     pub at_ns: Vec<Nanos>,
     /// Bytes that the registry has sent until then.
     pub registry_bytes: Vec<u64>,
+    /// Bytes that other nodes gave, until then.
+    pub peer_bytes: Vec<u64>,
+    /// Starts that have begun.
+    pub begun: Vec<u32>,
     /// Starts that are ready.
     pub ready: Vec<u32>,
 }
@@ -56,19 +60,42 @@ impl Series {
     /// Most samples; beyond them every second one goes.
     const SAMPLES_MAX: usize = 4096;
 
-    pub(crate) fn sample(&mut self, at: Nanos, registry_bytes: u64, ready: u32) {
+    pub(crate) fn sample(&mut self, at: Nanos, (registry_bytes, peer_bytes): (u64, u64), (begun, ready): (u32, u32)) {
         if self.at_ns.len() >= Self::SAMPLES_MAX {
-            let keep = |no: usize| no.is_multiple_of(2);
-            for samples in [&mut self.at_ns, &mut self.registry_bytes] {
-                let kept = samples.iter().enumerate().filter(|(no, _)| keep(*no)).map(|(_, value)| *value).collect();
-                *samples = kept;
-            }
-            self.ready = self.ready.iter().enumerate().filter(|(no, _)| keep(*no)).map(|(_, value)| *value).collect();
+            [&mut self.at_ns, &mut self.registry_bytes, &mut self.peer_bytes].into_iter().for_each(every_second);
+            [&mut self.begun, &mut self.ready].into_iter().for_each(every_second);
         }
         self.at_ns.push(at);
         self.registry_bytes.push(registry_bytes);
+        self.peer_bytes.push(peer_bytes);
+        self.begun.push(begun);
         self.ready.push(ready);
     }
+}
+
+/// Drops every second sample.
+fn every_second<T: Copy>(samples: &mut Vec<T>) {
+    *samples = samples.iter().step_by(2).copied().collect();
+}
+
+/// Something on the time line of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Mark {
+    /// When.
+    pub at_ns: Nanos,
+    /// What begins or ends.
+    pub what: String,
+}
+
+/// Parts of a distribution that a report keeps: its least and greatest value, and 99 between.
+const QUANTILES: usize = 101;
+
+/// The least value, those that 1, 2 ... 99 % are not above, and the greatest; none of nothing.
+fn quantiles(mut values: Vec<u64>) -> Vec<u64> {
+    values.sort_unstable();
+    let last = values.len().saturating_sub(1);
+    let steps = if values.is_empty() { 0 } else { QUANTILES };
+    (0..steps).map(|step| values[last * step / (QUANTILES - 1)]).collect()
 }
 
 /// What came of a run.
@@ -76,6 +103,8 @@ impl Series {
 pub struct Report {
     /// The scenario's name.
     pub scenario: String,
+    /// What stood where nodes of Hermes stand.
+    pub strategy: &'static str,
     /// The seed.
     pub seed: u64,
     /// The fingerprint of every fact and request.
@@ -115,7 +144,7 @@ pub struct Report {
     pub registry_requests: u64,
     /// See `registry_requests`.
     pub registry_refused: u64,
-    /// Uncompressed bytes that nodes got, by source.
+    /// Bytes that nodes got, by source: uncompressed ones of chunks, and compressed ones under the models of other systems.
     pub from_registry_bytes: u64,
     /// See `from_registry_bytes`.
     pub from_peers_bytes: u64,
@@ -127,6 +156,8 @@ pub struct Report {
     pub upload_max_bytes: u64,
     /// See `upload_max_bytes`.
     pub upload_mean_bytes: u64,
+    /// Bytes that left a zone for another.
+    pub between_zones_bytes: u64,
     /// Reads that failed.
     pub failed_reads: u64,
     /// Virtual time at the end, and how many things happened.
@@ -136,6 +167,14 @@ pub struct Report {
     /// What did not hold; then the run ended there.
     #[serde(serialize_with = "violation")]
     pub violation: Option<Violation>,
+    /// Starts' times until they were ready, as 101 quantiles.
+    pub ready_quantiles_ns: Vec<Nanos>,
+    /// Bytes that each node gave to others, as 101 quantiles.
+    pub upload_quantiles: Vec<u64>,
+    /// When the first start began.
+    pub first_start_ns: Nanos,
+    /// What went wrong when.
+    pub marks: Vec<Mark>,
     /// Figures over time.
     pub series: Series,
 }
@@ -165,7 +204,7 @@ impl World {
         let started = self.nodes().iter().filter_map(|node| node.start.as_ref());
         let first = started.clone().map(|start| start.began).min().unwrap_or_default();
         let last = started.clone().filter_map(|start| start.ready).max().unwrap_or_default();
-        let after = started.filter_map(|start| Some(start.ready? - start.began)).collect();
+        let after: Vec<Nanos> = started.filter_map(|start| Some(start.ready? - start.began)).collect();
         let cluster = &self.scenario().cluster;
         let trip = cluster.latency.0.max(if cluster.zones > 1 { cluster.zone_latency.0 } else { 0 }) * 2;
         let is_slow = |(wait, len): &&(Nanos, u32)| *wait > 2 * (trip + cluster.nic.time(u64::from(*len)));
@@ -176,6 +215,7 @@ impl World {
         let (starts, ready, lost) = self.start_counts();
         Report {
             scenario: self.scenario().name.clone(),
+            strategy: self.scenario().cluster.strategy.name(),
             seed: self.checkers().seed(),
             trace: self.trace().hash(),
             trace_entries: self.trace().entries(),
@@ -185,7 +225,7 @@ impl World {
             lost,
             finished_ns: last.saturating_sub(first),
             bound_ns: self.bound(needed_bytes),
-            ready_after: Times::of(after),
+            ready_after: Times::of(after.clone()),
             waits: Times::of(self.waits().iter().map(|(wait, _)| *wait).collect()),
             hits: self.hits(),
             slow_reads: share(slow, self.hits() + self.waits().len() as u64),
@@ -201,10 +241,15 @@ impl World {
             again_bytes: sum(|counts| counts.again),
             upload_max_bytes: uploads.iter().copied().max().unwrap_or_default(),
             upload_mean_bytes: uploads.iter().sum::<u64>() / (uploads.len() as u64).max(1),
+            between_zones_bytes: self.between_zones_bytes(),
             failed_reads: self.checkers().failed(),
             ended_ns: self.now(),
             happened: self.happened(),
             violation: self.checkers().violation().cloned(),
+            ready_quantiles_ns: quantiles(after),
+            upload_quantiles: quantiles(uploads),
+            first_start_ns: first,
+            marks: self.marks().to_vec(),
             series: self.series().clone(),
         }
     }
@@ -235,6 +280,7 @@ impl Report {
         let sources = [self.from_registry_bytes, self.from_peers_bytes, self.from_local_bytes, self.again_bytes];
         let [registry, peers, local, again] = sources.map(show_bytes);
         let mut lines = vec![
+            ("strategy", self.strategy.to_owned()),
             ("starts", format!("{} of {} ready, {} died with their node", self.ready, self.starts, self.lost)),
             (
                 "last ready",
@@ -273,6 +319,7 @@ impl Report {
                     show_bytes(self.upload_mean_bytes)
                 ),
             ),
+            ("between zones", show_bytes(self.between_zones_bytes)),
             (
                 "simulated",
                 format!(
@@ -302,12 +349,15 @@ mod tests {
         let times = Times::of((1..=200).rev().collect());
         assert_eq!((times.count, times.p50_ns, times.p90_ns, times.p99_ns, times.max_ns), (200, 100, 180, 198, 200));
         assert_eq!(Times::of(Vec::new()), Times::default());
+        let parts = quantiles((0..=1000).rev().collect());
+        assert_eq!((parts.len(), parts[0], parts[50], parts[100]), (101, 0, 500, 1000));
+        assert_eq!((quantiles(Vec::new()), quantiles(vec![7])), (Vec::new(), vec![7; 101]));
     }
 
     #[test]
     fn long_series_are_thinned() {
         let mut series = Series::default();
-        (0..10_000).for_each(|at| series.sample(at, at * 2, 1));
+        (0..10_000).for_each(|at| series.sample(at, (at * 2, 0), (1, 1)));
         assert!(series.at_ns.len() <= Series::SAMPLES_MAX && series.at_ns.len() == series.ready.len());
         assert!(series.at_ns.windows(2).all(|pair| pair[0] < pair[1]));
     }

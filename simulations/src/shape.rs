@@ -10,6 +10,7 @@ use std::sync::Arc;
 use hermes_image::ids::DiffId;
 use hermes_image::runs::Runs;
 use hermes_policy::geometry::{GeometryError, LayerGeometry, Span};
+use hermes_policy::profile::Profile;
 use hermes_policy::rng::Rng;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -190,20 +191,84 @@ impl Shape {
         if start > chunks {
             return Err(ShapeError::Start { chunks, start });
         }
-        let mut reads = Vec::new();
-        let mut left = config.start_chunks;
-        while left > 0 && !files.is_empty() {
-            let file = files.swap_remove(rng.below(files.len() as u64) as usize);
-            let mut at = file.chunks.start;
-            while at < file.chunks.end && left > 0 {
-                let end = (at + READ_CHUNKS.min(left)).min(file.chunks.end);
-                left -= end - at;
-                reads.push(Read { layer: file.layer, chunks: at..end });
+        let reads = draw_reads(files, config.start_chunks, &mut rng);
+        let name = format!("synthetic, {}", config.size);
+        Ok(Self { name, layers, reads: Vec::new() }.with_reads(reads))
+    }
+
+    /// The shape of a real image: its layers from the base upwards, and what a profile says that starts read, in its order. Steps
+    /// of layers that the image does not have, or of chunks beyond their end, are left out, as the node does.
+    pub fn of_index(name: String, layers: Vec<(DiffId, LayerGeometry)>, profile: Option<&Profile>) -> Self {
+        let layers: Vec<ShapeLayer> = layers
+            .into_iter()
+            .map(|(diff_id, geometry)| ShapeLayer { diff_id, geometry: Arc::new(geometry), hot: Runs::new() })
+            .collect();
+        let steps = profile.into_iter().flat_map(|profile| profile.steps.iter().map(move |step| (profile, step)));
+        let reads = steps.filter_map(|(profile, step)| {
+            let diff_id = profile.layers.get(usize::from(step.layer))?;
+            let layer = layers.iter().position(|layer| layer.diff_id == *diff_id)?;
+            let end = step.chunks.end.min(layers[layer].geometry.chunk_count());
+            (step.chunks.start < end).then_some(Read { layer: layer as u16, chunks: step.chunks.start..end })
+        });
+        let reads = reads.take(READS_MAX).collect();
+        Self { name, layers, reads: Vec::new() }.with_reads(reads)
+    }
+
+    /// The form of a file; [`Self::parse`] reads it again.
+    pub fn file(&self) -> ShapeFile {
+        let layer = |layer: &ShapeLayer| {
+            let geometry = &layer.geometry;
+            let mut chunks: Vec<(u64, u32)> = Vec::new();
+            for chunk in 0..geometry.chunk_count() {
+                let len_bytes = geometry.len_bytes(&(chunk..chunk + 1));
+                match chunks.last_mut() {
+                    Some((len, count)) if *len == len_bytes => *count += 1,
+                    _ => chunks.push((len_bytes, 1)),
+                }
+            }
+            let spans = (0..geometry.span_count().unwrap_or(0)).map(|span| {
+                let (chunks, bytes) = (geometry.span_chunks(&(span..span + 1)), geometry.span_bytes(&(span..span + 1)));
+                (chunks.end - chunks.start, bytes.start, bytes.end)
+            });
+            let diff_id = layer.diff_id.0.iter().map(|byte| format!("{byte:02x}")).collect();
+            LayerFile { diff_id, chunks, spans: spans.collect() }
+        };
+        ShapeFile {
+            format: FORMAT.to_owned(),
+            name: self.name.clone(),
+            layers: self.layers.iter().map(layer).collect(),
+            reads: self
+                .reads
+                .iter()
+                .map(|read| (read.layer, read.chunks.start, read.chunks.end - read.chunks.start))
+                .collect(),
+        }
+    }
+
+    /// The shape with a start of `start_chunks` chunks drawn from `seed`, when it has none of its own: runs of chunks as long as
+    /// the files of synthetic images, anywhere in the image.
+    ///
+    /// # Errors
+    /// When the image has fewer chunks.
+    pub fn or_drawn(self, start_chunks: u32, seed: u64) -> Result<Self, ShapeError> {
+        if !self.reads.is_empty() {
+            return Ok(self);
+        }
+        let mut rng = Rng::new(seed ^ 0x5348_4150_4553_0002);
+        let mut files = Vec::new();
+        for (place, layer) in self.layers.iter().enumerate() {
+            let (mut at, count) = (0, layer.geometry.chunk_count());
+            while at < count {
+                let end = (at + 1 + rng.below(FILE_CHUNKS_MAX) as u32).min(count);
+                files.push(Read { layer: place as u16, chunks: at..end });
                 at = end;
             }
         }
-        let name = format!("synthetic, {}", config.size);
-        Ok(Self { name, layers, reads: Vec::new() }.with_reads(reads))
+        if u64::from(start_chunks) > self.chunk_count() {
+            return Err(ShapeError::Start { chunks: self.chunk_count(), start: start_chunks.into() });
+        }
+        let reads = draw_reads(files, start_chunks, &mut rng);
+        Ok(self.with_reads(reads))
     }
 
     fn with_reads(mut self, reads: Vec<Read>) -> Self {
@@ -236,6 +301,22 @@ impl Shape {
         let needed = (0..count).filter(|span| wanted.intersects(&geometry.span_chunks(&(*span..*span + 1))));
         needed.map(|span| geometry.span_bytes(&(span..span + 1))).map(|bytes| bytes.end - bytes.start).sum()
     }
+}
+
+/// Files in an order that has nothing to do with their places, until `left` chunks are read, two at a time.
+fn draw_reads(mut files: Vec<Read>, mut left: u32, rng: &mut Rng) -> Vec<Read> {
+    let mut reads = Vec::new();
+    while left > 0 && !files.is_empty() {
+        let file = files.swap_remove(rng.below(files.len() as u64) as usize);
+        let mut at = file.chunks.start;
+        while at < file.chunks.end && left > 0 {
+            let end = (at + READ_CHUNKS.min(left)).min(file.chunks.end);
+            left -= end - at;
+            reads.push(Read { layer: file.layer, chunks: at..end });
+            at = end;
+        }
+    }
+    reads
 }
 
 fn synthetic_layer(
@@ -314,6 +395,34 @@ mod tests {
         let packed = shape.compressed_bytes(0, &Runs::one(span.start..span.start + 1));
         assert_eq!(packed, geometry.len_bytes(&span) / 2);
         assert_eq!(shape.compressed_bytes(0, &Runs::new()), 0);
+    }
+
+    #[test]
+    fn a_shape_is_written_and_read_again_and_gets_a_start_when_it_has_none() {
+        let shape = Shape::synthetic(&config(300), 1).expect("valid");
+        let json = serde_json::to_vec(&shape.file()).expect("it is written");
+        let again = Shape::parse(&json).expect("it is read");
+        assert_eq!(again.reads, shape.reads);
+        for (one, two) in shape.layers.iter().zip(&again.layers) {
+            assert_eq!((one.diff_id, &one.geometry, &one.hot), (two.diff_id, &two.geometry, &two.hot));
+        }
+        let layers = || shape.layers.iter().map(|layer| (layer.diff_id, (*layer.geometry).clone())).collect();
+        let bare = Shape::of_index("bare".to_owned(), layers(), None);
+        assert!(bare.reads.is_empty());
+        assert_eq!(bare.clone().or_drawn(300, 1).expect("large enough").start_size().0, 300);
+        assert!(matches!(bare.or_drawn(1 << 20, 1), Err(ShapeError::Start { .. })));
+        // A profile names layers in its own order, and may name what is not there.
+        let last = shape.layers.last().expect("it has layers");
+        let step = |layer, chunks| hermes_policy::profile::Step { layer, chunks, at_ms: 0, weight: 100, spread_ms: 0 };
+        let profile = Profile {
+            records: 1,
+            newest_seconds: 1,
+            layers: vec![DiffId([9; 32]), last.diff_id],
+            steps: vec![step(1, 4..7), step(0, 0..2), step(1, last.geometry.chunk_count()..u32::MAX)],
+        };
+        let shape = Shape::of_index("with a profile".to_owned(), layers(), Some(&profile));
+        assert_eq!(shape.reads, [Read { layer: 2, chunks: 4..7 }]);
+        assert_eq!(shape.clone().or_drawn(300, 1).expect("it has a start").reads, shape.reads);
     }
 
     #[test]

@@ -68,6 +68,13 @@ impl Trace {
         }
     }
 
+    /// Something that a model of another system does; its kind is told by its words.
+    pub fn note(&mut self, now: Nanos, node: u32, words: &[u64]) {
+        self.words(&[now, u64::from(node), u64::MAX]);
+        self.words(words);
+        self.end();
+    }
+
     fn end(&mut self) {
         self.entries += 1;
         if self.buffer.len() >= BUFFER_BYTES {

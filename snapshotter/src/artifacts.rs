@@ -1,4 +1,4 @@
-//! Where index artifacts are looked for: the store, folders of indexes, peers; in this order.
+//! Where index artifacts are looked for: the store, folders of indexes, peers, the controller; in this order.
 //!
 //! Everything is checked by its name, so it does not matter who had it. What comes from elsewhere is put into the
 //! store, except for ranges of artifacts that are never needed whole.
@@ -25,6 +25,7 @@ use parking_lot::RwLock;
 use thiserror::Error;
 use tokio::time::Instant;
 
+use crate::controller::Controller;
 use crate::index_folder::{IndexFolder, IndexFolderError};
 
 /// How long a peer may take to give an artifact: 10 MB, those of a large layer, at 1 Mbit/s. One that goes silent is
@@ -37,6 +38,11 @@ const PEERS_AT_ONCE: usize = 3;
 
 /// Peers that are asked for a profile: whoever has started the image has one, and a start does not wait for long.
 const PROFILE_PEERS_MAX: usize = 24;
+
+/// How often restart points are asked for after a start, in vain.
+const RESTART_POINT_ATTEMPTS: u32 = 9;
+/// The first wait between two tries; each is twice as long as the one before it, so the last is after eight minutes.
+const RESTART_POINT_WAIT: Duration = Duration::from_secs(1);
 
 fn deadline() -> Instant {
     Instant::now() + ARTIFACT_TIMEOUT
@@ -90,12 +96,30 @@ pub struct Artifacts {
     store: Arc<Store>,
     folders: Arc<RwLock<Vec<IndexFolder>>>,
     peers: Option<hermes_p2p::Node>,
+    controller: Option<Arc<Controller>>,
 }
 
 impl Artifacts {
     /// Looks in `store`, in folders that are added later, and asks `peers`.
     pub fn new(store: Arc<Store>, peers: Option<hermes_p2p::Node>) -> Self {
-        Self { store, folders: Arc::default(), peers }
+        Self { store, folders: Arc::default(), peers, controller: None }
+    }
+
+    /// The same, asking `controller` too: for statements before peers, as it has said them already, and for artifacts after
+    /// them, because it has one link and they have many.
+    #[must_use]
+    pub fn with_controller(self, controller: Option<Arc<Controller>>) -> Self {
+        Self { controller, ..self }
+    }
+
+    /// This node's own grants for `layers`, as far as it has any.
+    fn grants(&self, layers: &[DiffId]) -> Vec<Bytes> {
+        let Some(node) = &self.peers else { return Vec::new() };
+        layers.iter().filter_map(|layer| node.grants().own(*layer)).collect()
+    }
+
+    async fn ask_controller(&self, id: ArtifactId, layer: DiffId) -> Option<Verified<Bytes>> {
+        self.controller.as_ref()?.artifact(id, self.grants(&[layer])).await
     }
 
     /// Looks in `folder` too.
@@ -120,9 +144,43 @@ impl Artifacts {
             return Ok(Some(found));
         }
         let ask = |node: hermes_p2p::Node, peer| async move { node.artifact(peer, id, deadline()).await };
-        let Ok(found) = self.ask_peers(id.to_string(), &[layer], ask, Ok).await else { return Ok(None) };
+        let found = match self.ask_peers(id.to_string(), &[layer], ask, Ok).await {
+            Ok(found) => Some(found),
+            Err(_) => self.ask_controller(id, layer).await,
+        };
+        let Some(found) = found else { return Ok(None) };
         self.keep(found.clone()).await?;
         Ok(Some(found))
+    }
+
+    /// Gets what it takes to read the layers of `statement` from a registry, beside what it takes to show them: their restart
+    /// points. Says which of them nobody gives. Cancel safe.
+    ///
+    /// # Errors
+    /// When one is on this node and cannot be read.
+    pub async fn get_restart_points(&self, statement: &Statement) -> Result<Option<ArtifactId>, ArtifactError> {
+        for layer in &statement.layers {
+            for id in [layer.seek, layer.windows] {
+                if self.get(id, layer.diff_id).await?.is_none() {
+                    return Ok(Some(id));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The same, tried again for some minutes. A start takes single windows as it needs them; a container that runs is to
+    /// need nobody for those of its other files, who may be away by then.
+    pub async fn keep_restart_points(self, statement: Statement) {
+        for attempt in 0..RESTART_POINT_ATTEMPTS {
+            match self.get_restart_points(&statement).await {
+                Ok(None) => return,
+                Ok(Some(id)) => tracing::debug!(manifest = %statement.manifest, %id, "nobody gives restart points now"),
+                Err(error) => tracing::warn!(manifest = %statement.manifest, %error, "restart points cannot be kept"),
+            }
+            tokio::time::sleep(RESTART_POINT_WAIT.saturating_mul(1 << attempt)).await;
+        }
+        tracing::warn!(manifest = %statement.manifest, "reads of an image may need the controller or a peer");
     }
 
     /// Asks the connected peers, the next one when one has failed or takes long, until one gives what `check` accepts.
@@ -233,8 +291,17 @@ impl Artifacts {
             let range = asked.clone();
             async move { node.artifact_range(peer, id, range, deadline()).await }
         };
-        let check = |part| check(part).map_err(|error| Refused { is_lie: true, reason: error.to_string() });
-        Ok(self.ask_peers(format!("{id} {range:?}"), &[layer], ask, check).await.ok())
+        let checked = |part| check(part).map_err(|error| Refused { is_lie: true, reason: error.to_string() });
+        if let Ok(part) = self.ask_peers(format!("{id} {range:?}"), &[layer], ask, checked).await {
+            return Ok(Some(part));
+        }
+        // The controller keeps artifacts packed, so it gives all or nothing, and the next range is here.
+        let Some(whole) = self.ask_controller(id, layer).await else { return Ok(None) };
+        self.keep(whole.clone()).await?;
+        let whole = whole.into_inner();
+        let within = range.start <= range.end && range.end <= whole.len() as u64;
+        let part = within.then(|| whole.slice(range.start as usize..range.end as usize));
+        Ok(part.map(check).transpose()?)
     }
 
     /// Part of an artifact that is here.
@@ -271,6 +338,12 @@ impl Artifacts {
                 Err(error) => refused = Some(error),
             }
         }
+        if let Some(signed) = self.told(manifest, proof).await {
+            match Statement::open(&signed, manifest, trusted) {
+                Ok(statement) => return Ok(Some((statement, signed.to_vec()))),
+                Err(error) => refused = Some(error),
+            }
+        }
         let ask = |node: hermes_p2p::Node, peer| async move { node.statement(peer, manifest, deadline()).await };
         let check = |signed: Bytes| match Statement::open(&signed, manifest, trusted) {
             Ok(statement) => Ok((statement, signed.to_vec())),
@@ -292,8 +365,26 @@ impl Artifacts {
             (Ok(found), _) => Ok(Some(found)),
             (Err(_), Some(error)) => Err(error.into()),
             (Err(NotGiven::Denied), None) => Err(StatementLookupError::Denied),
+            // The controller has it and wants to see grants, as peers do.
+            (Err(NotGiven::Lacking), None) if self.is_held_back(manifest) => Err(StatementLookupError::Denied),
             (Err(NotGiven::Lacking), None) => Ok(None),
         }
+    }
+
+    /// The signed statement that the controller has told, or tells for grants of the layers in `proof`.
+    async fn told(&self, manifest: Digest, proof: &[DiffId]) -> Option<Bytes> {
+        let controller = self.controller.as_ref()?;
+        let image = controller.image(manifest)?;
+        let signed = match image.private {
+            false => image.statement,
+            true => controller.whole_image(manifest, self.grants(proof)).await?.statement,
+        };
+        (!signed.is_empty()).then_some(signed)
+    }
+
+    fn is_held_back(&self, manifest: Digest) -> bool {
+        let image = self.controller.as_ref().and_then(|controller| controller.image(manifest));
+        image.is_some_and(|image| image.private)
     }
 }
 
@@ -309,6 +400,12 @@ impl Artifacts {
         };
         if let Some(found) = tokio::task::spawn_blocking(look).await.ok().flatten() {
             return Some(found);
+        }
+        if let Some(controller) = &self.controller
+            && let Some(bytes) = controller.profile(manifest, self.grants(proof)).await
+            && let Ok(profile) = codec::decode(&bytes)
+        {
+            return Some(profile);
         }
         let node = self.peers.as_ref()?;
         let asked = node.peers().into_iter().take(PROFILE_PEERS_MAX).map(|peer| async move {

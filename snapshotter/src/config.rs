@@ -10,10 +10,10 @@ use hermes_p2p::{ClusterId, PeerAddress, Zone};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::credentials::CredentialsConfig;
 use crate::mounts::erofs::Backing;
-use crate::origin::{HOSTS_DIR, OriginConfig, TlsSettings};
 use crate::status::Way;
+use hermes_origin::credentials::CredentialsConfig;
+use hermes_origin::{HOSTS_DIR, OriginConfig, TlsSettings};
 
 /// Default of [`NodeConfig::unused_images_max`]: the versions of some dozen services, whose indexes take some hundred
 /// megabytes.
@@ -91,6 +91,14 @@ pub struct NodeConfig {
     pub members_file: Option<PathBuf>,
     /// A name whose addresses are those of members, as `NAME:PORT`; resolved again and again.
     pub members_dns: Option<String>,
+    /// Controllers, as `host:port`, of which one is enough; none when empty.
+    pub controller: Vec<String>,
+    /// The file (PEM) with the roots that the controller's certificate must be of.
+    pub controller_ca: Option<PathBuf>,
+    /// The file with the token that proves to the controller which node this is; read at each join.
+    pub controller_token: Option<PathBuf>,
+    /// The name of this node in the cluster.
+    pub node_name: Option<String>,
     /// Folders of indexes to look in.
     pub index_folders: Vec<PathBuf>,
     /// Keys whose index statements are accepted, beside the node's own.
@@ -127,6 +135,8 @@ pub struct NodeConfig {
     pub plain: bool,
     /// Where `/metrics`, `/healthz` and `/readyz` are served; nowhere when absent.
     pub metrics_listen: Option<SocketAddr>,
+    /// Where all that the fetch policy is told and asks for is written down, for `hermes simulate replay`; nowhere when absent.
+    pub record_decisions: Option<PathBuf>,
     /// How registries are reached.
     pub registries: RegistrySettings,
 }
@@ -207,6 +217,10 @@ impl Default for NodeConfig {
             zone: String::new(),
             members_file: None,
             members_dns: None,
+            controller: Vec::new(),
+            controller_ca: None,
+            controller_token: None,
+            node_name: None,
             index_folders: Vec::new(),
             trusted_keys: Vec::new(),
             signing_key: None,
@@ -223,6 +237,7 @@ impl Default for NodeConfig {
             erofs_backing: None,
             exit_when_unused: false,
             metrics_listen: None,
+            record_decisions: None,
             registries: RegistrySettings::default(),
             snapshotter_socket: None,
             plain: false,
@@ -249,7 +264,14 @@ impl NodeConfig {
         if self.join_secret.is_some() && self.open_swarm {
             return wrong("open_swarm", "a swarm with a join secret is closed; leave one of them out");
         }
-        for (setting, path) in [("join_secret", &self.join_secret), ("members_file", &self.members_file)] {
+        self.validate_controller()?;
+        let paths = [
+            ("join_secret", &self.join_secret),
+            ("members_file", &self.members_file),
+            ("controller_ca", &self.controller_ca),
+            ("controller_token", &self.controller_token),
+        ];
+        for (setting, path) in paths {
             if path.as_ref().is_some_and(|path| !path.is_absolute()) {
                 return wrong(setting, "give an absolute path");
             }
@@ -272,6 +294,48 @@ impl NodeConfig {
             );
         }
         self.public_keys().map(drop)
+    }
+
+    fn validate_controller(&self) -> Result<(), ConfigError> {
+        let wrong = |setting, reason: &str| Err(ConfigError { setting, reason: reason.to_owned() });
+        if self.controller.is_empty() {
+            return match (&self.controller_ca, &self.controller_token) {
+                (None, None) => Ok(()),
+                _ => wrong("controller", "give the controller's address as well"),
+            };
+        }
+        if self.controller_ca.is_none() {
+            return wrong("controller_ca", "give the file with the roots that the controller's certificate is of");
+        }
+        if self.node_name.is_none() {
+            return wrong("node_name", "the controller knows nodes by name; give this node's");
+        }
+        if self.join_secret.is_some() || self.open_swarm {
+            return wrong(
+                "join_secret",
+                "the controller says who is a member; leave the join secret and open_swarm out",
+            );
+        }
+        self.controller_addresses().map(drop)
+    }
+
+    /// The addresses of controllers, as URLs.
+    ///
+    /// # Errors
+    /// When one is none.
+    pub fn controller_addresses(&self) -> Result<Vec<String>, ConfigError> {
+        let url = |text: &String| {
+            let place = text.strip_prefix("https://").unwrap_or(text).trim_end_matches('/');
+            let is_place = place.rsplit_once(':').is_some_and(|(host, port)| {
+                !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok_and(|port| port > 0)
+            });
+            if is_place {
+                return Ok(format!("https://{place}"));
+            }
+            let reason = format!("'{text}' is no address; write HOST:PORT or https://HOST:PORT");
+            Err(ConfigError { setting: "controller", reason })
+        };
+        self.controller.iter().map(url).collect()
     }
 
     /// The cluster's name, by the swarm's own rule for it.
@@ -325,11 +389,27 @@ impl NodeConfig {
 mod tests {
     use super::*;
 
+    fn with_controller() -> NodeConfig {
+        NodeConfig {
+            controller: vec!["controller:4200".to_owned(), "https://10.0.0.1:4200/".to_owned()],
+            controller_ca: Some("/ca.pem".into()),
+            node_name: Some("node-1".to_owned()),
+            ..NodeConfig::default()
+        }
+    }
+
+    #[test]
+    fn a_controller_is_named_with_and_without_a_scheme() {
+        assert_eq!(with_controller().validate(), Ok(()));
+        let addresses = with_controller().controller_addresses();
+        assert_eq!(addresses, Ok(vec!["https://controller:4200".to_owned(), "https://10.0.0.1:4200".to_owned()]));
+    }
+
     #[test]
     fn the_defaults_are_valid_and_nonsense_is_named() {
         assert_eq!(NodeConfig::default().validate(), Ok(()));
         type Change = fn(&mut NodeConfig);
-        let cases: [(Change, &str); 14] = [
+        let cases: [(Change, &str); 19] = [
             (|config| config.state = PathBuf::from("relative"), "state"),
             (|config| config.read_deadline_ms = 0, "read_deadline_ms"),
             (|config| config.cluster = "a b".to_owned(), "cluster"),
@@ -344,6 +424,17 @@ mod tests {
                 |config| config.registries.credential_provider_bin_dir = Some("rel".into()),
                 "credential_provider_bin_dir",
             ),
+            (|config| config.controller = vec!["c:1".to_owned()], "controller_ca"),
+            (|config| config.controller_token = Some("/token".into()), "controller"),
+            (
+                |config| (config.controller, config.controller_ca) = (vec!["c:1".into()], Some("/ca".into())),
+                "node_name",
+            ),
+            (
+                |config| *config = NodeConfig { controller: vec!["http://c:1".into()], ..with_controller() },
+                "controller",
+            ),
+            (|config| *config = NodeConfig { join_secret: Some("/secret".into()), ..with_controller() }, "join_secret"),
             (|config| config.trusted_keys = vec!["key".to_owned()], "trusted_keys"),
             (|config| config.signing_key = Some(PathBuf::from("relative")), "signing_key"),
             (|config| config.snapshotter_socket = Some(PathBuf::from("relative")), "snapshotter_socket"),

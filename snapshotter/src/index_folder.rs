@@ -15,13 +15,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use hermes_files::{OWNER_ONLY, write_whole};
 use hermes_image::ids::{ArtifactId, Digest};
 use hermes_image::index::wire;
 use hermes_image::verify::Verified;
 use hermes_policy::profile::PROFILE_LEN_MAX_BYTES;
 use thiserror::Error;
-
-use crate::whole_file::{OWNER_ONLY, write_whole};
 
 /// Longest artifact that is read, in bytes of its plain form: the table of contents of two million files.
 pub const ARTIFACT_LEN_MAX_BYTES: usize = 1 << 30;

@@ -1,7 +1,7 @@
 //! Which layers are private, and who may read those.
 //!
 //! An image is private when its registry gave something of it only for a login, and public when it gave everything to
-//! anybody ([`Origin::access`](crate::origin::Origin::access)). That stands in the image's record in the store, so a daemon
+//! anybody ([`Origin::access`](hermes_origin::Origin::access)). That stands in the image's record in the store, so a daemon
 //! that starts knows it. A layer is public when any image that has it is: everybody can get it there.
 //!
 //! ```text
@@ -20,10 +20,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use hermes_image::access::Access;
 use hermes_image::ids::{ArtifactId, DiffId, Digest};
 use hermes_p2p::PeerId;
 use hermes_p2p::admission::grants::{GrantError, Grants};
-use hermes_store::{Access, ImageRecord, Store, StoreError};
+use hermes_store::{ImageRecord, Store, StoreError};
 use parking_lot::{Mutex, RwLock};
 
 use crate::metrics::{Denial, RECORDED};

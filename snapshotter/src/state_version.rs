@@ -9,10 +9,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use hermes_files::{READABLE, write_whole};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-
-use crate::whole_file::{READABLE, write_whole};
 
 /// The version that this build writes. 0 had no record of what is mounted where; a folder of that time has no file.
 pub const NEWEST: u32 = 1;

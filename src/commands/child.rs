@@ -2,9 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use hermes_snapshotter::control::FailureClass;
 use hermes_snapshotter::status::{BySource, NodeStatus, Way};
+
+/// How long the daemon may take to end: its own limit for what runs on blocking threads and as much again.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often its end is looked for.
+const END_POLL: Duration = Duration::from_millis(20);
 
 /// What to mount.
 #[derive(Debug, Clone, Default)]
@@ -47,15 +54,18 @@ impl ChildNode {
         &self.dir
     }
 
-    fn hermes(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+    fn run(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         let program = std::env::current_exe().context("cannot find this program")?;
-        let output = Command::new(program)
-            .args(arguments)
-            .arg("--state")
-            .arg(&self.state)
-            .stdin(Stdio::null())
-            .output()
-            .context("cannot start this program again")?;
+        let mut command = Command::new(program);
+        command.args(arguments).arg("--state").arg(&self.state).stdin(Stdio::null());
+        command.output().context("cannot start this program again")
+    }
+
+    fn hermes(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        self.succeeded(self.run(arguments)?)
+    }
+
+    fn succeeded(&self, output: Output) -> anyhow::Result<Output> {
         if !output.status.success() {
             bail!("node {}: {}", self.name, String::from_utf8_lossy(&output.stderr).trim());
         }
@@ -80,6 +90,15 @@ impl ChildNode {
     /// Fetches what is missing.
     pub(super) fn complete(&self) -> anyhow::Result<()> {
         self.hermes(&["complete", text(&self.dir)?]).map(drop)
+    }
+
+    /// Writes the image's profile into a folder of indexes; false when no start of it is over yet.
+    pub(super) fn export_profile(&self, folder: &Path) -> anyhow::Result<bool> {
+        let output = self.run(&["profile", "export", text(&self.dir)?, "--output", text(folder)?])?;
+        match output.status.code() {
+            Some(code) if code == i32::from(FailureClass::NotFound.exit_code()) => Ok(false),
+            _ => self.succeeded(output).map(|_| true),
+        }
     }
 
     /// Unmounts; the daemon ends with its last image.
@@ -107,10 +126,20 @@ impl ChildNode {
         Ok(self.status()?.listen)
     }
 
-    /// Unmounts and ends the daemon, if it runs.
+    /// Unmounts and ends the daemon, if it runs, and waits for its end: until then it writes into its state folder.
     pub(super) fn stop(&self) {
-        if self.status().is_ok() {
-            let _ = self.unmount();
+        if self.status().is_err() {
+            return;
+        }
+        // The store's lock names the process (hermes_store).
+        let daemon = std::fs::read_to_string(self.state.join("store/lock")).unwrap_or_default();
+        if self.unmount().is_ok()
+            && let Ok(daemon) = daemon.trim().parse::<u32>()
+        {
+            let (process, until) = (PathBuf::from(format!("/proc/{daemon}")), Instant::now() + END_TIMEOUT);
+            while process.exists() && Instant::now() < until {
+                std::thread::sleep(END_POLL);
+            }
         }
     }
 }

@@ -13,8 +13,8 @@ use hermes_image::ids::{ChunkNo, SpanNo};
 use hermes_image::merge::merge;
 use hermes_image::span::SpanDecoder;
 use hermes_image::verify::Verified;
+use hermes_origin::{Origin, ResolvedImage};
 use hermes_snapshotter::control::FailureClass;
-use hermes_snapshotter::origin::{Origin, ResolvedImage};
 use serde_json::{Value, json};
 
 use super::index::{OpenIndex, OpenLayerIndex};

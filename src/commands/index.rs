@@ -12,16 +12,19 @@ use futures::StreamExt as _;
 use hermes_image::build::Options;
 use hermes_image::ids::{ArtifactId, Digest, SpanNo};
 use hermes_image::index::chunks::ChunkTable;
-use hermes_image::index::seek::SeekTable;
+use hermes_image::index::seek::{SeekTable, SpanEntry};
 use hermes_image::index::toc::Toc;
 use hermes_image::span::SpanDecoder;
-use hermes_image::statement::{LayerStatement, PublicKey, SigningKey, Statement};
+use hermes_image::statement::{self, LayerStatement, PublicKey, SigningKey, Statement, StatementError};
 use hermes_image::verify::Verified;
+use hermes_origin::indexing::{Artifact, ImageIndex, build_index};
+use hermes_origin::{LayerDescriptor, Origin, ResolvedImage, find_image};
+use hermes_policy::geometry::{GeometryError, LayerGeometry, Span};
+use hermes_policy::profile::{Profile, codec};
+use hermes_simulations::shape::Shape;
 use hermes_snapshotter::control::FailureClass;
 use hermes_snapshotter::index_folder::IndexFolder;
-use hermes_snapshotter::indexing::{Artifact, ImageIndex, build_index};
 use hermes_snapshotter::node::{NodeError, find_class, keys, origin_class};
-use hermes_snapshotter::origin::{LayerDescriptor, Origin, ResolvedImage, find_image};
 use serde_json::json;
 
 use super::{ImageArgs, StateArgs, guess};
@@ -37,6 +40,8 @@ pub(crate) enum IndexCommand {
     Build(BuildArgs),
     /// Show what an index holds.
     Inspect(InspectArgs),
+    /// Write what `hermes simulate` needs of an image: chunks, spans and what starts read, without content and without names of files.
+    ExportShape(ExportShapeArgs),
     /// Check an index: its signature, its parts, that it fits the image, and with --read every byte.
     Verify(VerifyArgs),
 }
@@ -88,6 +93,21 @@ pub(crate) struct InspectArgs {
     folder: FolderArgs,
 }
 
+/// Arguments of `hermes index export-shape`.
+#[derive(Debug, Args)]
+pub(crate) struct ExportShapeArgs {
+    #[command(flatten)]
+    image: ImageArgs,
+    #[command(flatten)]
+    folder: FolderArgs,
+    /// The file to write.
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
+    /// A profile of starts, as `hermes profile export` writes it; the one in the folder of indexes, if any, when absent.
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
+}
+
 /// Arguments of `hermes index verify`.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
@@ -108,6 +128,7 @@ pub(crate) async fn run(command: IndexCommand) -> anyhow::Result<()> {
     match command {
         IndexCommand::Build(args) => build(args).await,
         IndexCommand::Inspect(args) => inspect(args).await,
+        IndexCommand::ExportShape(args) => export_shape(args).await,
         IndexCommand::Verify(args) => verify(args).await,
     }
 }
@@ -207,13 +228,28 @@ pub(super) struct OpenLayerIndex {
 fn open_index(folder: &IndexFolder, image: &ResolvedImage, trusted: &[PublicKey]) -> anyhow::Result<OpenIndex> {
     let manifest = image.manifest_digest;
     let signed = folder.statement(manifest).map_err(local_failure)?.ok_or_else(|| no_index(folder, image, manifest))?;
-    let statement = Statement::open(&signed, manifest, trusted)
-        .map_err(|error| failure(FailureClass::Denied, format!("the index of {}: {error}", image.reference)))?;
+    let statement = Statement::open(&signed, manifest, trusted).map_err(|error| refused(image, trusted, &error))?;
     let layers = image.layers.iter().map(LayerDescriptor::manifest_layer);
     statement.check_image(&image.platform.to_string(), layers).map_err(|error| corrupt(image, error))?;
     let layers =
         statement.layers.iter().map(|layer| open_layer(folder, image, layer)).collect::<anyhow::Result<_>>()?;
     Ok(OpenIndex { statement, layers })
+}
+
+/// Why an index is not accepted, and what would change that.
+fn refused(image: &ResolvedImage, trusted: &[PublicKey], error: &StatementError) -> anyhow::Error {
+    let (class, advice) = match error {
+        StatementError::Untrusted { .. } if trusted.is_empty() => (
+            FailureClass::Denied,
+            "no key is trusted: name the signer's with --trust, if it is the one that its owner has told you",
+        ),
+        StatementError::Untrusted { .. } => {
+            (FailureClass::Denied, "add --trust KEY, if one of these is the key that its owner has told you")
+        }
+        StatementError::BadSignature { .. } => (FailureClass::Denied, "somebody has changed it; build it again"),
+        _ => (FailureClass::Corrupt, "build it again"),
+    };
+    failure(class, format!("the index of {}: {error}; {advice}", image.reference))
 }
 
 fn no_index(folder: &IndexFolder, image: &ResolvedImage, manifest: Digest) -> anyhow::Error {
@@ -254,15 +290,55 @@ fn open_layer(folder: &IndexFolder, image: &ResolvedImage, layer: &LayerStatemen
     Ok(OpenLayerIndex { toc, chunks, seek, windows })
 }
 
-/// Reading an index needs no trust in its signer: inspect accepts whoever signed it, and says who that was.
+/// The profile of an image's starts: from a file, or the one beside its index.
+fn profile_of(args: &ExportShapeArgs, folder: &IndexFolder, image: &ResolvedImage) -> anyhow::Result<Option<Profile>> {
+    let bytes = match &args.profile {
+        Some(file) => Some(
+            std::fs::read(file).map_err(|error| local_failure(format!("cannot read {}: {error}", file.display())))?,
+        ),
+        None => folder.profile(image.manifest_digest).map_err(local_failure)?,
+    };
+    let decoded = bytes.map(|bytes| codec::decode(&bytes)).transpose();
+    decoded.map_err(|error| failure(FailureClass::Corrupt, format!("the profile of {}: {error}", image.reference)))
+}
+
+async fn export_shape(args: ExportShapeArgs) -> anyhow::Result<()> {
+    let (_, image) = resolve(&args.image).await?;
+    let folder = args.folder.folder();
+    let index = open_index(&folder, &image, &signers(&folder, &image)?)?;
+    let layer = |layer: &OpenLayerIndex| -> Result<_, GeometryError> {
+        let span = |span: SpanEntry| Span {
+            first_chunk: span.chunks.start,
+            blob_start: span.blob.start,
+            blob_end: span.blob.end,
+        };
+        let geometry = LayerGeometry::of_table(&layer.chunks)?.with_spans(layer.seek.spans().map(span).collect())?;
+        Ok((layer.chunks.diff_id(), geometry))
+    };
+    let layers =
+        index.layers.iter().map(layer).collect::<Result<Vec<_>, _>>().map_err(|error| corrupt(&image, error))?;
+    let profile = profile_of(&args, &folder, &image)?;
+    let shape = Shape::of_index(image.reference.to_string(), layers, profile.as_ref());
+    let text = serde_json::to_vec(&shape.file())?;
+    std::fs::write(&args.to, &text)
+        .map_err(|error| local_failure(format!("cannot write {}: {error}", args.to.display())))?;
+    let (chunks, start) = (shape.chunk_count(), shape.start_size().0);
+    if args.folder.json {
+        println!("{}", json!({"file": args.to, "bytes": text.len(), "chunks": chunks, "start_chunks": start}));
+    } else {
+        let of_start =
+            if profile.is_some() { format!("a start reads {start}") } else { "no start is known".to_owned() };
+        println!("{} chunks, {of_start}: {} in {}", chunks, output::bytes(text.len() as u64), args.to.display());
+    }
+    Ok(())
+}
+
+/// Whose signatures an index carries. Reading one needs no trust in its signer: inspect accepts whoever signed it, and says
+/// who that was.
 fn signers(folder: &IndexFolder, image: &ResolvedImage) -> anyhow::Result<Vec<PublicKey>> {
     let manifest = image.manifest_digest;
     let signed = folder.statement(manifest).map_err(local_failure)?.ok_or_else(|| no_index(folder, image, manifest))?;
-    match Statement::open(&signed, manifest, &[]) {
-        Err(hermes_image::statement::StatementError::Untrusted { signed_by }) => Ok(signed_by),
-        Err(error) => Err(corrupt(image, error)),
-        Ok(_) => Ok(Vec::new()),
-    }
+    Ok(statement::signers(&signed))
 }
 
 async fn inspect(args: InspectArgs) -> anyhow::Result<()> {
@@ -358,14 +434,22 @@ async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
         }
         bar.finish_and_clear();
     }
+    let signers = signers(&folder, &image)?;
     if args.folder.json {
+        let signers = signers.iter().map(|key| json!({"key": key.to_string(), "trusted": trusted.contains(key)}));
         println!(
             "{}",
-            json!({"manifest": image.manifest_digest, "layers": index.layers.len(), "chunks_read": chunks, "ok": true})
+            json!({
+                "manifest": image.manifest_digest, "layers": index.layers.len(), "chunks_read": chunks, "ok": true,
+                "signed_by": signers.collect::<Vec<_>>(),
+            })
         );
     } else {
         let read = if args.read { format!(", {chunks} chunks read and right") } else { String::new() };
         println!("the index of {} is right: {} layers{read}", image.reference, index.layers.len());
+        for key in signers {
+            println!("  signed by {key}, {}", if trusted.contains(&key) { "trusted" } else { "not trusted" });
+        }
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod child;
+mod controller;
 mod demo;
 mod doctor;
 mod guess;
@@ -10,6 +11,7 @@ mod keeper;
 mod members;
 mod mount;
 mod node;
+mod probe;
 mod profile;
 mod registry;
 mod setup;
@@ -17,10 +19,13 @@ mod simulate;
 mod status;
 mod trace;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 /// Container images that start on cold nodes as if they were already there.
 #[derive(Debug, Parser)]
@@ -73,6 +78,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Run the node's daemon in the foreground, or set this host up for it. `hermes mount` starts one by itself.
     Node(Box<node::NodeArgs>),
+    /// Index the images that policies mean, before anybody pulls them. Without Kubernetes: policies are files of a folder.
+    Controller(Box<controller::ControllerArgs>),
     /// Start the node's daemon and keep its mounts over its end: after a crash or an upgrade reads go on.
     Keeper(keeper::KeeperArgs),
     /// Serve images from a folder, for tests, demonstrations and air-gapped nodes.
@@ -132,6 +139,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::LogLevel(args) => status::log_level(args).await,
             Command::Doctor(args) => doctor::run(args).await,
             Command::Node(args) => node::run(*args).await,
+            Command::Controller(args) => controller::run(*args).await,
             Command::Keeper(_) => unreachable!("it runs without a runtime"),
             Command::Registry(command) => registry::run(command).await,
             Command::Simulate(command) => simulate::run(command).await,
@@ -142,4 +150,30 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     // aborted now and then. Nothing there waits for the network, so this is a matter of milliseconds.
     runtime.shutdown_timeout(DRAIN_TIMEOUT);
     result.map(|()| ExitCode::SUCCESS)
+}
+
+/// Cancelled when this process is told to end, by SIGTERM or ctrl-c.
+///
+/// # Errors
+///
+/// When signals cannot be listened to.
+fn ending() -> std::io::Result<CancellationToken> {
+    let ending = CancellationToken::new();
+    let (mut terminate, told) = (signal(SignalKind::terminate())?, ending.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        told.cancel();
+    });
+    Ok(ending)
+}
+
+/// `host:port`, or a port alone for loopback: the numbers are nobody else's business unless somebody says so.
+pub(crate) fn metrics_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.trim_start_matches(':').parse::<u16>() {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
+    text.parse().map_err(|_| "give IP:PORT, or a port on loopback".to_owned())
 }

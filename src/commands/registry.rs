@@ -35,7 +35,7 @@ pub(crate) struct ServeArgs {
     /// Emulate a link of so many megabits per second, shared by all clients.
     #[arg(long, value_name = "MBIT")]
     bandwidth_mbit: Option<NonZeroU64>,
-    /// Emulate a round trip of so many milliseconds, on each request.
+    /// Emulate a round trip of so many milliseconds, on each connection and each request.
     #[arg(long, value_name = "MS", default_value_t = 0)]
     latency_ms: u64,
     /// Ask for this login before giving tokens.

@@ -152,7 +152,7 @@ async fn install(args: InstallArgs) -> anyhow::Result<()> {
 }
 
 /// A daemon that does not start for a misspelt option would be found out too late.
-fn check_node_arguments(arguments: &[String]) -> anyhow::Result<()> {
+pub(crate) fn check_node_arguments(arguments: &[String]) -> anyhow::Result<()> {
     use clap::Parser as _;
     let line = ["hermes", "node"].into_iter().map(str::to_owned).chain(arguments.iter().cloned());
     let wrong = |reason: String| {
@@ -188,7 +188,7 @@ fn classed(error: InstallError) -> anyhow::Error {
     failure(error.class(), error.to_string())
 }
 
-fn show(report: &Report, json: bool) -> anyhow::Result<()> {
+pub(crate) fn show(report: &Report, json: bool) -> anyhow::Result<()> {
     if json {
         println!("{}", serde_json::to_string_pretty(report)?);
         return Ok(());

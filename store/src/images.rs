@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use hermes_image::access::Access;
 use hermes_image::ids::{ArtifactId, DiffId, Digest, LayerId};
 use hermes_image::statement::LayerStatement;
 use serde::{Deserialize, Serialize};
@@ -34,17 +35,6 @@ pub struct ImageRecord {
     /// Whether its registry has ever given it to this node.
     #[serde(default)]
     pub proven: bool,
-}
-
-/// To whom a registry gives an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Access {
-    /// To everybody.
-    Public,
-    /// To those who log in.
-    #[default]
-    Private,
 }
 
 /// One layer of an image, with the artifacts of its index.

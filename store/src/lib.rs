@@ -52,7 +52,7 @@ pub use catalogue::FORMAT_VERSION;
 pub use config::{BUDGET_MIN_BYTES, DropBehind, SYNC_INTERVAL_MAX_MS, StoreConfig};
 pub use counters::{Counter, Counters};
 pub use error::{FullCause, StoreError};
-pub use images::{Access, ImageLayer, ImageRecord, PIN_OWNER_MAX_BYTES};
+pub use images::{ImageLayer, ImageRecord, PIN_OWNER_MAX_BYTES};
 pub use layer::{FOLIO_MAX_BYTES, GROUP_CHUNKS, Layer, LayerUse, Read};
 pub use profiles::ProfilePart;
 pub use recovery::RecoveryReport;

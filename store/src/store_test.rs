@@ -43,7 +43,7 @@ fn image(name: u8, ramps: &[&Ramp]) -> ImageRecord {
         layers: layers.collect(),
         tree: None,
         last_use_seconds: 1,
-        access: crate::Access::Public,
+        access: hermes_image::access::Access::Public,
         proven: true,
     }
 }

@@ -139,7 +139,7 @@ fn indexes_that_cannot_be_used_are_named() {
     let named = ["--index", folder, "--trust", &rig.index.key];
     rig.assert_mount_fails(&known, &dir, &named, 6, "build the index again");
     std::fs::remove_dir_all(&artifacts).expect("removed");
-    rig.assert_mount_fails(&known, &dir, &named, 3, "is missing");
+    rig.assert_mount_fails(&known, &dir, &named, 3, "nobody gives part of the index");
     // A statement that is cut. The node keeps the whole one that it has seen, so another node looks.
     let statements = rig.index.folder.join("statements");
     for statement in std::fs::read_dir(&statements).expect("statements").map(|entry| entry.expect("an entry").path()) {

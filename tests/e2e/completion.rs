@@ -2,17 +2,16 @@
 //! with, over the death of the daemon, and never in the place of another image's bytes.
 
 use std::num::NonZeroU64;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use hermes_registry::Options;
-use hermes_snapshotter::status::{CompletionState, ImageStatus};
-use hermes_tests::compress::Compression;
+use hermes_snapshotter::status::CompletionState;
 use hermes_tests::daemon::Daemon;
 use hermes_tests::faulty::{Fault, FaultyRegistry};
 use hermes_tests::guard::{ScratchDir, wait_for};
-use hermes_tests::sample::{Sample, SampleIndex, TAG};
+use hermes_tests::sample::Sample;
+use hermes_tests::sample_image::SampleImage;
 
 /// How long something may take that comes by itself: a start settles after 10 s.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -25,48 +24,21 @@ fn hermes() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_hermes"))
 }
 
-struct Image {
-    registry: FaultyRegistry,
-    index: SampleIndex,
-    sample: Sample,
-    dir: PathBuf,
+/// A registry behind the slow link.
+fn serve(layout: &Path) -> Result<FaultyRegistry> {
+    FaultyRegistry::with_rate(layout, LINK_BITS_PER_SECOND)
 }
 
-impl Image {
-    fn new(scratch: &ScratchDir, name: &str, sample: impl FnOnce(&Path) -> Result<Sample>) -> Result<Self> {
-        let folder = scratch.make(name)?;
-        let sample = sample(&folder.join("layout"))?;
-        let index = sample.build_index(hermes(), &folder)?;
-        let options = Options { bandwidth_bits_per_second: Some(LINK_BITS_PER_SECOND), ..Options::default() };
-        let registry = FaultyRegistry::with_options(sample.layout.dir(), options)?;
-        Ok(Self { registry, index, sample, dir: folder.join("image") })
-    }
-
-    fn large(scratch: &ScratchDir) -> Result<Self> {
-        let files: &[(&str, u64)] = &[("a", 15_000_000), ("b", 15_000_000), ("c", 15_000_000)];
-        Self::new(scratch, "large", |dir| Sample::with_layers(dir, &[(Compression::Plain, files)]))
-    }
-
-    fn mount(&self, daemon: &Daemon) -> Result<()> {
-        daemon.mount(&self.registry.image(TAG), &self.dir, &self.index, &[])
-    }
-
-    fn status(&self, daemon: &Daemon) -> Result<ImageStatus> {
-        let dir = self.dir.display().to_string();
-        daemon.status()?.images.into_iter().find(|image| image.dir == dir).context("it is not mounted")
-    }
-
-    /// Waits until nothing is missing, and reads everything without a registry.
-    fn completes(&self, daemon: &Daemon) -> Result<()> {
-        wait_for("a complete image", DEADLINE, || {
-            self.status(daemon).ok().filter(|image| image.completion == CompletionState::Complete)
-        })
-        .with_context(|| daemon.log())?;
-        self.registry.always(Fault::Status(404));
-        self.sample.check(&self.dir).with_context(|| daemon.log())?;
-        self.registry.always(Fault::Pass);
-        Ok(())
-    }
+/// Waits until nothing is missing, and reads everything without a registry.
+fn completes(image: &SampleImage, daemon: &Daemon) -> Result<()> {
+    wait_for("a complete image", DEADLINE, || {
+        image.status(daemon).ok().filter(|mounted| mounted.completion == CompletionState::Complete)
+    })
+    .with_context(|| daemon.log())?;
+    image.registry.always(Fault::Status(404));
+    image.sample.check(&image.dir).with_context(|| daemon.log())?;
+    image.registry.always(Fault::Pass);
+    Ok(())
 }
 
 fn must(daemon: &Daemon, arguments: &[&str]) -> Result<()> {
@@ -78,7 +50,7 @@ fn must(daemon: &Daemon, arguments: &[&str]) -> Result<()> {
 #[test]
 fn an_image_is_completed_paused_killed_and_completed() -> Result<()> {
     let scratch = ScratchDir::new("completion")?;
-    let (image, state) = (Image::large(&scratch)?, scratch.path().join("state"));
+    let (image, state) = (SampleImage::large(hermes(), &scratch, serve)?, scratch.path().join("state"));
     let daemon = Daemon::start(hermes(), &state, &["--complete", "full"])?;
     must(&daemon, &["complete", "--pause"])?;
     image.mount(&daemon)?;
@@ -89,7 +61,7 @@ fn an_image_is_completed_paused_killed_and_completed() -> Result<()> {
     // Restarted, it begins where it was; without anybody asking.
     let daemon = Daemon::start(hermes(), &state, &["--complete", "full"])?;
     image.mount(&daemon)?;
-    image.completes(&daemon)?;
+    completes(&image, &daemon)?;
     let completion = daemon.status()?.completion;
     ensure!(completion.completed_images <= 1 && !completion.paused, "{completion:?}");
     daemon.stop().map(drop)
@@ -98,14 +70,14 @@ fn an_image_is_completed_paused_killed_and_completed() -> Result<()> {
 #[test]
 fn a_start_that_has_settled_is_completed_within_its_rate() -> Result<()> {
     let scratch = ScratchDir::new("completion")?;
-    let small = Image::new(&scratch, "small", Sample::new)?;
+    let small = SampleImage::new(hermes(), &scratch, "small", serve, Sample::new)?;
     let state = scratch.path().join("state");
     let daemon = Daemon::start(hermes(), &state, &["--complete", "idle", "--complete-rate", "4000000"])?;
     small.mount(&daemon)?;
     let begun = std::time::Instant::now();
     let first = small.status(&daemon)?;
     ensure!(first.completion == CompletionState::Starting && first.present_bytes == 0, "{first:?}");
-    small.completes(&daemon)?;
+    completes(&small, &daemon)?;
     // Ten seconds of quiet are the definition of settled.
     ensure!(begun.elapsed() >= Duration::from_secs(10), "it began after {:?}", begun.elapsed());
     ensure!(daemon.status()?.completion.fetched_bytes > 0);
@@ -115,11 +87,14 @@ fn a_start_that_has_settled_is_completed_within_its_rate() -> Result<()> {
 #[test]
 fn what_has_no_room_is_not_completed_and_nobody_loses_a_byte() -> Result<()> {
     let scratch = ScratchDir::new("completion")?;
-    let (small, large) = (Image::new(&scratch, "small", Sample::new)?, Image::large(&scratch)?);
+    let (small, large) = (
+        SampleImage::new(hermes(), &scratch, "small", serve, Sample::new)?,
+        SampleImage::large(hermes(), &scratch, serve)?,
+    );
     let state = scratch.path().join("state");
     let daemon = Daemon::start(hermes(), &state, &["--complete", "full", "--budget", BUDGET])?;
     small.mount(&daemon)?;
-    small.completes(&daemon)?;
+    completes(&small, &daemon)?;
     // Nothing mounted holds it any more: a byte too much would evict it.
     must(&daemon, &["unmount", small.dir.to_str().context("UTF-8")?])?;
     let kept = daemon.status()?.store_bytes;

@@ -13,7 +13,7 @@ use hermes_tests::daemon::HANG;
 use hermes_tests::fleet::outcome::Outcome;
 use hermes_tests::fleet::rig::{Plan, Rig};
 use hermes_tests::fleet::{Shape, scenarios};
-use hermes_tests::guard::{ProcessGuard, ScratchDir, mounts_below, wait_for};
+use hermes_tests::guard::{ProcessGuard, ScratchDir, Sweeper, mounts_below, wait_for};
 use hermes_tests::process::{has_ended, with_argument};
 use hermes_tests::soak;
 use rustix::process::Signal;
@@ -22,6 +22,8 @@ use rustix::process::Signal;
 static WHOLE: LazyLock<Result<Rig>> = LazyLock::new(|| Rig::new(hermes(), Plan::WHOLE));
 /// How long a node stands still.
 const PAUSE: Duration = Duration::from_secs(10);
+/// How old lists of members can be.
+const STALE: Duration = Duration::from_secs(30);
 /// How many times slower one node sends.
 const SLOWER: u64 = 100;
 
@@ -35,14 +37,38 @@ fn hermes() -> &'static Path {
 #[test]
 fn a_fleet_reads_the_right_bytes() -> Result<()> {
     let rig = Rig::new(hermes(), Plan::SMALL)?;
-    let arguments = ["--read-deadline-ms", "30000"].map(str::to_owned).to_vec();
-    let shape = Shape { zones: vec![2, 2], arguments: vec![arguments; 4], ..Shape::default() };
+    let scratch = ScratchDir::new("decisions")?;
+    // Another test kills this one.
+    let _sweeper = Sweeper::watch(scratch.path())?;
+    let record = |node: usize| scratch.path().join(format!("{node}.record")).to_string_lossy().into_owned();
+    let arguments =
+        |node| ["--read-deadline-ms", "30000", "--record-decisions", &record(node)].map(str::to_owned).to_vec();
+    let shape = Shape { zones: vec![2, 2], arguments: (0..4).map(arguments).collect(), ..Shape::default() };
     let outcome = scenarios::all_cold("four nodes", &rig, &shape)?;
     println!("{}\n{outcome}", Outcome::heading());
     outcome.check()?;
     let delivered = outcome.delivered();
     ensure!(delivered.unique_bytes >= rig.read_compressed_bytes * 9 / 10, "{delivered:?}");
     ensure!(outcome.traffic().from_registry > delivered.unique_bytes, "{:?}", outcome.traffic());
+    (0..4).try_for_each(|node| decided_again(&record(node)))
+}
+
+/// The policy in the simulator's hands decides as the daemon has that wrote the record, and says so when it does not.
+fn decided_again(record: &str) -> Result<()> {
+    let replay = |record: &str| Command::new(hermes()).args(["simulate", "replay", "--json", record]).output();
+    let output = replay(record)?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let replayed: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let asked = |kind: &str| replayed["requests"][kind].as_u64().unwrap_or(0);
+    ensure!(asked("ask registry") + asked("ask peer") > 0 && asked("deliver") > 0, "{replayed}");
+    ensure!(replayed["waits"]["count"].as_u64() > Some(0) && replayed["failed"] == 0, "{replayed}");
+    let deliver = "\"Deliver\":{\"read\":";
+    let text = std::fs::read_to_string(record)?;
+    ensure!(text.contains(deliver), "no read was answered");
+    std::fs::write(record, text.replacen(deliver, &format!("{deliver}9"), 1))?;
+    let output = replay(record)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1) && said.contains("decides something else"), "{said}");
     Ok(())
 }
 
@@ -80,10 +106,12 @@ fn a_fleet_whose_test_is_killed_leaves_nothing() -> Result<()> {
     })?;
     test.signal(Signal::KILL)?;
     test.child().wait()?;
-    wait_for("the end of all daemons", HANG, || all.iter().all(|pid| has_ended(*pid)).then_some(()))?;
+    // And of the commands that were asking them: those end a moment later, by themselves.
+    let ended = || all.iter().all(|pid| has_ended(*pid)) && daemons().is_empty();
+    wait_for("the end of all daemons and commands", HANG, || ended().then_some(()))?;
     let is_empty = || std::fs::read_dir(scratch.path()).is_ok_and(|mut left| left.next().is_none());
     wait_for("an empty folder", HANG, || is_empty().then_some(()))?;
-    ensure!(mounts_below(scratch.path())?.is_empty() && daemons().is_empty(), "{:?}", daemons());
+    ensure!(mounts_below(scratch.path())?.is_empty());
     Ok(())
 }
 
@@ -140,6 +168,7 @@ fn what_befalls_twelve_nodes_spoils_no_read() -> Result<()> {
         ("halves parted", &|name| scenarios::parted(name, rig, &shape)),
         ("one paused", &|name| scenarios::one_paused(name, rig, &shape, PAUSE)),
         ("one cut off", &|name| scenarios::one_cut(name, rig, &shape)),
+        ("a fifth has old lists", &|name| scenarios::stale_lists(name, rig, &shape, STALE)),
         ("one sends slowly", &|name| scenarios::one_slow(name, rig, &shape, SLOWER)),
     ])
 }

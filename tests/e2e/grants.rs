@@ -7,6 +7,7 @@ use std::process::Output;
 
 use anyhow::{Context as _, Result, ensure};
 use hermes_registry::{Auth, Login, Options};
+use hermes_tests::cri::Cri;
 use hermes_tests::daemon::{Daemon, HANG};
 use hermes_tests::faulty::{FaultyRegistry, login_header};
 use hermes_tests::guard::{ScratchDir, wait_for};
@@ -196,7 +197,7 @@ fn a_node_without_a_grant_pulls_a_private_image_as_ever() -> Result<()> {
     let daemon = Daemon::start(hermes(), &stage.state(), &[&common[..], &own].concat())?;
     wait_for("the peer", HANG, || (metric(&daemon, "hermes_peers_connected").ok()? >= 1.0).then_some(()))?;
     let containerd = stage.host.start()?;
-    containerd.cri()?.pull_as(&image, USER, PASSWORD).with_context(|| daemon.log())?;
+    Cri::connect(&containerd.socket())?.pull_as(&image, USER, PASSWORD).with_context(|| daemon.log())?;
     let decided = last_pull(daemon.status()?).with_context(|| daemon.log())?;
     ensure!(decided.decision == "denied", "{decided:?}\n{}", daemon.log());
     ensure!(denials(&holder)? > before, "the holder was not asked: {}", holder.log());

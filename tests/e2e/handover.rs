@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use hermes_snapshotter::status::{NodeStatus, Way};
 use hermes_tests::command::run;
 use hermes_tests::containerds::RunningContainerd;
+use hermes_tests::cri::Cri;
 use hermes_tests::guard::{MountGuard, wait_for};
 use hermes_tests::runnable::LARGE;
 use hermes_tests::sample::content;
@@ -72,7 +73,7 @@ fn containers_come_to_read_without_a_daemon() -> Result<()> {
     ensure!(paused.status.success(), "{paused:?}");
     let containerd = stage.host.start()?;
     let (image, expected) = (stage.registry.image("v1"), cksum(&content(LARGE.0, LARGE.1))?);
-    containerd.cri()?.pull(&image)?;
+    Cri::connect(&containerd.socket())?.pull(&image)?;
     let old = Sleeper::start(&containerd, &image, "old")?;
     let first = kept.status()?;
     let [lazy] = ways(&first)[..] else { anyhow::bail!("{first:?}") };

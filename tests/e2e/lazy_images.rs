@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use hermes_tests::containerds::LINES;
+use hermes_tests::cri::Cri;
 use hermes_tests::guard::wait_for;
 use hermes_tests::lazy_host::Container;
 use hermes_tests::runnable::LARGE;
@@ -37,7 +38,7 @@ fn runs_without_being_downloaded(line: &str) -> Result<()> {
     let image = stage.registry.image("v1");
     let layers = stage.layer_bytes("v1")?;
     let before = stage.registry.counters();
-    containerd.cri()?.pull(&image)?;
+    Cri::connect(&containerd.socket())?.pull(&image)?;
     let decided = last_pull(daemon.status()?).with_context(|| daemon.log())?;
     ensure!(decided.decision == "lazy", "{decided:?}");
     let pulled = stage.registry.counters().blob_bytes - before.blob_bytes;
@@ -59,7 +60,7 @@ fn runs_without_being_downloaded(line: &str) -> Result<()> {
     let left = fs::read_dir(stage.state().join("trees"))?.count();
     ensure!(left == 0, "{left} folders are left");
     // It was only removed from containerd: what had come is there for the next time.
-    containerd.cri()?.pull(&image)?;
+    Cri::connect(&containerd.socket())?.pull(&image)?;
     ensure!(containerd.once(&image, "cat /etc/a")? == "a2");
     drop(containerd);
     daemon.stop().map(drop)
@@ -90,7 +91,7 @@ fn a_container_reads_on_over_the_death_of_the_daemon() -> Result<()> {
     let kept = stage.kept(&[])?;
     let containerd = stage.host.start()?;
     let image = stage.registry.image("v1");
-    containerd.cri()?.pull(&image)?;
+    Cri::connect(&containerd.socket())?.pull(&image)?;
     let container = Container::sleeping(&containerd, &image)?;
     let (before, trees) = (kept.signal_daemon(Signal::KILL)?, stage.trees()?);
     // Nothing of this file was read yet: it waits for the next daemon, which asks the registry.

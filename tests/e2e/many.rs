@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use hermes_image::ids::{ChainId, DiffId};
 use hermes_tests::compress::Compression;
 use hermes_tests::containerds::RunningContainerd;
+use hermes_tests::cri::Cri;
 use hermes_tests::faulty::FaultyRegistry;
 use hermes_tests::guard::{MountGuard, wait_for};
 use hermes_tests::layout::{Layout, NewLayer};
@@ -155,7 +156,7 @@ fn a_hundred_containers_of_twenty_images_take_little_and_leave_nothing() -> Resu
     let containerd = stage.host.start()?;
     println!("{IMAGES} images of {FILES} files made and indexed in {:?}", begun.elapsed());
     let start = used(pid)?;
-    let (begun, cri) = (Instant::now(), containerd.cri()?);
+    let (begun, cri) = (Instant::now(), Cri::connect(&containerd.socket())?);
     tags.iter().try_for_each(|tag| cri.pull(&stage.registry.image(tag)))?;
     let pulls = daemon.status()?.pulls;
     ensure!(pulls.len() == IMAGES && pulls.iter().all(|pull| pull.decision == "lazy"), "{pulls:?}");
@@ -193,7 +194,7 @@ fn a_hundred_containers_of_twenty_images_take_little_and_leave_nothing() -> Resu
 
     containers.into_iter().try_for_each(|container| node.end(container))?;
     containerd.remove_all_images()?;
-    containerd.agrees_with(&stage, Some(0))?;
+    stage.agrees_with(&containerd, Some(0))?;
     wait_for("the end of all trees", DEADLINE, || (stage.trees().ok()? == 0).then_some(()))?;
     println!("with nothing: {:?}", used(pid)?);
     drop(containerd);

@@ -97,6 +97,33 @@ fn a_shared_layer_outlives_the_image_that_opened_it() -> Result<()> {
     rig.sample.check(&again).with_context(|| rig.daemon.log())
 }
 
+/// Who pushes an image compresses its layers anew: the same layers, in other blobs with other restart points. Whichever image
+/// opened them, and whichever goes or is refused, what is read is right.
+#[test]
+fn layers_that_two_images_compress_in_different_ways_are_read_from_either() -> Result<()> {
+    let kinds = [Compression::Zstd, Compression::GzipMembers { member_len_bytes: 400_000 }, Compression::Gzip(1)];
+    for refusing in [None, Some(0), Some(1)] {
+        let rig = Rig::new()?;
+        let scratch = rig.scratch.make("other-image")?;
+        let other = rig.sample.compressed_as(&scratch.join("layout"), &kinds)?;
+        let registries = [rig.registry()?, FaultyRegistry::start(other.layout.dir())?];
+        let first = rig.mount(&registries[0].image(TAG), "first")?;
+        let second = rig.scratch.path().join("second");
+        rig.daemon.mount(&registries[1].image(TAG), &second, &other.build_index(hermes(), &scratch)?, &[])?;
+        rig.sample.check_file(&first, "gzip/small")?;
+        match refusing {
+            Some(refusing) => registries[refusing].always(Fault::Status(404)),
+            None => rig.command("unmount", &first)?,
+        }
+        let read = |dir| rig.sample.check(dir).with_context(|| format!("{refusing:?}: {}", rig.daemon.log()));
+        read(&second)?;
+        if refusing.is_some() {
+            read(&first)?;
+        }
+    }
+    Ok(())
+}
+
 /// A refusal is remembered for a minute, but not against a new mount of the same image.
 #[test]
 fn mounting_again_asks_a_registry_that_has_refused() -> Result<()> {

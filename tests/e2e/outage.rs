@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result, ensure};
 use hermes_registry::{Auth, Options};
 use hermes_tests::compress::Compression;
 use hermes_tests::containerds::RunningContainerd;
+use hermes_tests::cri::Cri;
 use hermes_tests::daemon::Daemon;
 use hermes_tests::faulty::{Fault, FaultyRegistry, login_header};
 use hermes_tests::guard::{mounts_below, wait_for};
@@ -132,7 +133,7 @@ fn a_registry_that_comes_back_in_time_is_waited_for() -> Result<()> {
     let Stage { host, registry, .. } = &mut stage;
     let containerd = host.start()?;
     let image = registry.image("v1");
-    containerd.cri()?.pull(&image)?;
+    Cri::connect(&containerd.socket())?.pull(&image)?;
     run_container(&containerd, &image)?;
     // It gives the beginning and then nothing; and then it is gone.
     registry.plan(|request| if request < 2 { Fault::Pass } else { Fault::Hang });
@@ -168,7 +169,7 @@ fn a_registry_that_stays_away_is_an_io_error_and_one_line() -> Result<()> {
     let Stage { host, registry, .. } = &mut stage;
     let containerd = host.start()?;
     let image = registry.image("v1");
-    containerd.cri()?.pull(&image)?;
+    Cri::connect(&containerd.socket())?.pull(&image)?;
     run_container(&containerd, &image)?;
     // What the shell needs is here from now on.
     printed(&exec(&containerd, "warm", "cat /etc/a; cksum < /etc/a")?)?;
@@ -237,7 +238,7 @@ fn a_node_boots_without_a_network_and_complete_images_start() -> Result<()> {
     let daemon = stage.daemon(&[])?;
     {
         let containerd = stage.host.start()?;
-        let cri = containerd.cri()?;
+        let cri = Cri::connect(&containerd.socket())?;
         [&complete, &partly].into_iter().try_for_each(|image| cri.pull(image))?;
         let part = format!("cksum < /{}", part(0));
         ensure!(containerd.once(&partly, &part)? == cksum(&content("opt/part0", PART_LEN_BYTES))?);
@@ -314,7 +315,7 @@ fn boot<'a>(stage: &'a Stage, first: First) -> Result<(Kept, RunningContainerd<'
 
 /// Does what a kubelet does after a boot: old pods go, images that containerd has forgotten are pulled, pods start.
 fn as_a_kubelet(stage: &Stage, containerd: &RunningContainerd<'_>, round: usize) -> Result<()> {
-    let cri = containerd.cri()?;
+    let cri = Cri::connect(&containerd.socket())?;
     let pods = wait_for("the end of the old pods", DEADLINE, || cri.remove_all_pods().ok())?;
     println!("{pods} pods of the time before");
     for (tag, expected) in [("v1", "a2"), ("v2", "other")] {
@@ -352,19 +353,19 @@ fn a_machine_that_crashed_has_its_containers_again() -> Result<()> {
         containerd.ctr_says(&["tasks", "start", "--detach", &name]).with_context(|| kept.log())?;
         let read = printed(&exec(&containerd, "read", &format!("cat /etc/kept /etc/a; {}", large_script()))?)?;
         ensure!(read == format!("mine\na2{}", large_sum()?), "the container read {read}");
-        let agreed = containerd.agrees_with(&stage, None)?;
+        let agreed = stage.agrees_with(&containerd, None)?;
         println!("{first:?} first: all runs {:?} after the start; {agreed} snapshots", begun.elapsed());
         ensure!(failures(&kept.log()).is_empty(), "{}", kept.log());
     }
     // What was never here can be pulled as ever.
     end_container(&containerd)?;
-    containerd.cri()?.remove_all_pods()?;
+    Cri::connect(&containerd.socket())?.remove_all_pods()?;
     containerd.remove_all_images()?;
     let image = stage.registry.image("v2");
-    containerd.cri()?.pull(&image)?;
+    Cri::connect(&containerd.socket())?.pull(&image)?;
     ensure!(containerd.once(&image, "cat /etc/a")? == "other");
     containerd.remove_all_images()?;
-    containerd.agrees_with(&stage, Some(0))?;
+    stage.agrees_with(&containerd, Some(0))?;
     drop(containerd);
     ensure!(kept.stop()?.success());
     Ok(())
@@ -439,7 +440,7 @@ fn logins_that_end_are_renewed_without_a_failed_read() -> Result<()> {
     let daemon = stage.daemon(&arguments.iter().map(String::as_str).collect::<Vec<_>>())?;
     let containerd = stage.host.start()?;
     let image = stage.registry.image(PARTS);
-    containerd.cri()?.pull_as(&image, "node", &password)?;
+    Cri::connect(&containerd.socket())?.pull_as(&image, "node", &password)?;
     let decided = last_pull(daemon.status()?)?;
     ensure!(decided.decision == "lazy", "{decided:?}\n{}", daemon.log());
     run_container(&containerd, &image)?;

@@ -9,6 +9,7 @@ use hermes_policy::profile::{Profile, Step, codec};
 use hermes_snapshotter::index_folder::IndexFolder;
 use hermes_snapshotter::status::{ImageTrace, ProfileOrigin, ProfileReport, StartStatus, Way};
 use hermes_tests::compress::Compression;
+use hermes_tests::cri::Cri;
 use hermes_tests::daemon::{Daemon, HANG, Reading};
 use hermes_tests::faulty::{Fault, FaultyRegistry};
 use hermes_tests::guard::{ScratchDir, wait_for};
@@ -256,7 +257,7 @@ fn a_container_of_containerd_is_recorded() -> Result<()> {
     let daemon = stage.daemon(&["--way", "fuse-tree"])?;
     let containerd = stage.host.start()?;
     let image = stage.registry.image("v1");
-    containerd.cri()?.pull(&image)?;
+    Cri::connect(&containerd.socket())?.pull(&image)?;
     let decided = last_pull(daemon.status()?).with_context(|| daemon.log())?;
     ensure!(decided.decision == "lazy", "{decided:?}");
     containerd.once(&image, &format!("cksum < /{}", LARGE.0))?;

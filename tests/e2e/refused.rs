@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use hermes_image::ids::Digest;
 use hermes_tests::compress::Compression;
 use hermes_tests::containerds::{Host, RunningContainerd};
+use hermes_tests::cri::Cri;
 use hermes_tests::daemon::Daemon;
 use hermes_tests::faulty::{Fault, FaultyRegistry};
 use hermes_tests::layout::{Layout, NewLayer};
@@ -169,7 +170,7 @@ fn trouble(registry: &FaultyRegistry, case: Case) {
 
 /// A pull: how long until the registry was asked for a whole layer, and how long in all.
 fn timed_pull(stage: &Stage, containerd: &RunningContainerd<'_>, case: Case) -> Result<(Duration, Duration)> {
-    let (tag, cri) = (case.tag(), containerd.cri()?);
+    let (tag, cri) = (case.tag(), Cri::connect(&containerd.socket())?);
     let image = stage.registry.image(&tag);
     trouble(&stage.registry, case);
     let begun = Instant::now();

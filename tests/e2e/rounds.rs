@@ -229,7 +229,7 @@ impl World<'_> {
     fn clear(&mut self) -> Result<()> {
         self.pods.drain(..).try_for_each(|pod| self.cri.remove_pod(&pod.pod))?;
         self.containerd.remove_all_images()?;
-        self.containerd.agrees_with(self.stage, Some(0)).map(drop)
+        self.stage.agrees_with(self.containerd, Some(0)).map(drop)
     }
 }
 
@@ -333,7 +333,7 @@ fn rounds(line: &str, rounds: usize, seed: u64) -> Result<()> {
     let mut world = World {
         stage: &stage,
         containerd: &containerd,
-        cri: containerd.cri()?,
+        cri: Cri::connect(&containerd.socket())?,
         sums: (0..IMAGES).map(expected).collect::<Result<_>>()?,
         pulled: BTreeSet::new(),
         pods: Vec::new(),
@@ -345,7 +345,7 @@ fn rounds(line: &str, rounds: usize, seed: u64) -> Result<()> {
     let begun = Instant::now();
     for round in 0..rounds {
         let stepped = (0..ROUND).try_for_each(|_| world.step());
-        stepped.and_then(|()| containerd.agrees_with(&stage, None).map(drop)).with_context(|| {
+        stepped.and_then(|()| stage.agrees_with(&containerd, None).map(drop)).with_context(|| {
             format!("containerd {line}, seed {seed}, round {round}: {:?}\n{}", world.done, daemon.log())
         })?;
     }

@@ -2,16 +2,16 @@
 //! other images are unharmed, and `hermes complete` says what is wrong.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result, ensure};
 use hermes_tests::command::run;
-use hermes_tests::compress::Compression;
 use hermes_tests::daemon::{Daemon, Reading};
 use hermes_tests::faulty::{Fault, FaultyRegistry};
 use hermes_tests::guard::{LoopGuard, MountGuard, ScratchDir};
-use hermes_tests::sample::{Sample, SampleIndex, TAG};
+use hermes_tests::sample::Sample;
+use hermes_tests::sample_image::SampleImage;
 use rustix::fs::{Advice, fadvise};
 use rustix::mount::MountFlags;
 
@@ -26,65 +26,32 @@ fn hermes() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_hermes"))
 }
 
-/// A sample with its index, its registry and its mount point.
-struct Image {
-    registry: FaultyRegistry,
-    index: SampleIndex,
-    sample: Sample,
-    dir: PathBuf,
+fn complete(image: &SampleImage, daemon: &Daemon) -> Result<Output> {
+    daemon.run(&["complete", image.dir.to_str().context("UTF-8")?])
 }
 
-impl Image {
-    fn new(scratch: &ScratchDir, name: &str, sample: impl FnOnce(&Path) -> Result<Sample>) -> Result<Self> {
-        let folder = scratch.make(name)?;
-        let sample = sample(&folder.join("layout"))?;
-        let index = sample.build_index(hermes(), &folder)?;
-        let registry = FaultyRegistry::start(sample.layout.dir())?;
-        Ok(Self { registry, index, sample, dir: folder.join("image") })
-    }
+/// Reads everything anew, not from the page cache.
+fn check(image: &SampleImage) -> Result<()> {
+    forget_pages(image)?;
+    image.sample.check(&image.dir)
+}
 
-    /// Five megabytes.
-    fn small(scratch: &ScratchDir) -> Result<Self> {
-        Self::new(scratch, "small", Sample::new)
+fn forget_pages(image: &SampleImage) -> Result<()> {
+    for name in image.sample.names() {
+        fadvise(File::open(image.dir.join(name))?, 0, None, Advice::DontNeed)?;
     }
+    Ok(())
+}
 
-    /// More than there is room for.
-    fn large(scratch: &ScratchDir) -> Result<Self> {
-        let files: &[(&str, u64)] = &[("a", 15_000_000), ("b", 15_000_000), ("c", 15_000_000)];
-        Self::new(scratch, "large", |dir| Sample::with_layers(dir, &[(Compression::Plain, files)]))
-    }
-
-    fn mount(&self, daemon: &Daemon) -> Result<()> {
-        daemon.mount(&self.registry.image(TAG), &self.dir, &self.index, &[])
-    }
-
-    fn complete(&self, daemon: &Daemon) -> Result<Output> {
-        daemon.run(&["complete", self.dir.to_str().context("UTF-8")?])
-    }
-
-    /// Reads everything anew, not from the page cache.
-    fn check(&self) -> Result<()> {
-        self.forget_pages()?;
-        self.sample.check(&self.dir)
-    }
-
-    fn forget_pages(&self) -> Result<()> {
-        for name in self.sample.names() {
-            fadvise(File::open(self.dir.join(name))?, 0, None, Advice::DontNeed)?;
+/// Each file is right or an error.
+fn check_what_can_be_read(image: &SampleImage) -> Result<()> {
+    forget_pages(image)?;
+    for name in image.sample.names() {
+        if let (Ok(found), _) = Reading::start(&image.dir.join(name)).end()? {
+            ensure!(found == image.sample.content(name), "{name}: wrong bytes");
         }
-        Ok(())
     }
-
-    /// Each file is right or an error.
-    fn check_what_can_be_read(&self) -> Result<()> {
-        self.forget_pages()?;
-        for name in self.sample.names() {
-            if let (Ok(found), _) = Reading::start(&self.dir.join(name)).end()? {
-                ensure!(found == self.sample.content(name), "{name}: wrong bytes");
-            }
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 /// One line, the exit code for what this machine lacks, and what to do.
@@ -97,16 +64,16 @@ fn assert_says_no_room(output: &Output) -> Result<()> {
 }
 
 /// A complete image, and beside it one for which there is no room.
-fn reads_go_on(daemon: &Daemon, small: &Image, large: &Image) -> Result<()> {
+fn reads_go_on(daemon: &Daemon, small: &SampleImage, large: &SampleImage) -> Result<()> {
     small.mount(daemon)?;
-    let output = small.complete(daemon)?;
+    let output = complete(small, daemon)?;
     ensure!(output.status.success(), "{output:?}");
     small.registry.always(Fault::Status(404));
     large.mount(daemon)?;
-    large.check().with_context(|| daemon.log())?;
-    assert_says_no_room(&large.complete(daemon)?)?;
+    check(large).with_context(|| daemon.log())?;
+    assert_says_no_room(&complete(large, daemon)?)?;
     let status = daemon.status()?;
-    let present = |image: &Image| {
+    let present = |image: &SampleImage| {
         let dir = image.dir.display().to_string();
         status.images.iter().find(|status| status.dir == dir).map(|status| (status.present_bytes, status.total_bytes))
     };
@@ -114,10 +81,10 @@ fn reads_go_on(daemon: &Daemon, small: &Image, large: &Image) -> Result<()> {
     ensure!(present_bytes > 0 && present_bytes < total_bytes, "{present_bytes} of {total_bytes} bytes were kept");
     let (present_bytes, total_bytes) = present(small).context("it is mounted")?;
     ensure!(present_bytes == total_bytes, "the other image lost something: {present_bytes} of {total_bytes}");
-    small.check().context("the other image, without its registry")?;
+    check(small).context("the other image, without its registry")?;
     // What was kept is right: the registry can go.
     large.registry.always(Fault::Status(404));
-    large.check_what_can_be_read()?;
+    check_what_can_be_read(large)?;
     large.registry.always(Fault::Pass);
     // The refusal is remembered for a minute, or until the next mount.
     let output = daemon.run(&["unmount", large.dir.to_str().context("UTF-8")?])?;
@@ -128,7 +95,10 @@ fn reads_go_on(daemon: &Daemon, small: &Image, large: &Image) -> Result<()> {
 #[test]
 fn a_small_budget() -> Result<()> {
     let scratch = ScratchDir::new("space")?;
-    let (small, large) = (Image::small(&scratch)?, Image::large(&scratch)?);
+    let (small, large) = (
+        SampleImage::new(hermes(), &scratch, "small", FaultyRegistry::start, Sample::new)?,
+        SampleImage::large(hermes(), &scratch, FaultyRegistry::start)?,
+    );
     let budget = BUDGET_BYTES.to_string();
     let settings = ["--budget", &budget, "--read-deadline-ms", DEADLINE_MS];
     let daemon = Daemon::start(hermes(), &scratch.path().join("state"), &settings)?;
@@ -142,7 +112,10 @@ fn a_small_budget() -> Result<()> {
 #[test]
 fn a_small_disk_and_a_full_one() -> Result<()> {
     let scratch = ScratchDir::new("space")?;
-    let (small, large) = (Image::small(&scratch)?, Image::large(&scratch)?);
+    let (small, large) = (
+        SampleImage::new(hermes(), &scratch, "small", FaultyRegistry::start, Sample::new)?,
+        SampleImage::large(hermes(), &scratch, FaultyRegistry::start)?,
+    );
     let disk = scratch.path().join("disk.img");
     File::create(&disk)?.set_len(DISK_MIB << 20)?;
     run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0", "-O", "^has_journal"]).arg(&disk))?;
@@ -155,26 +128,26 @@ fn a_small_disk_and_a_full_one() -> Result<()> {
     // Somebody else takes the last byte.
     let hog = state.join("hog");
     fill(&hog)?;
-    large.check().with_context(|| daemon.log())?;
-    assert_says_no_room(&large.complete(&daemon)?)?;
-    small.check().context("the other image, without its registry")?;
+    check(&large).with_context(|| daemon.log())?;
+    assert_says_no_room(&complete(&large, &daemon)?)?;
+    check(&small).context("the other image, without its registry")?;
 
     // And gives it back: everything goes on without a restart, and with one.
     std::fs::remove_file(&hog)?;
-    large.check().with_context(|| daemon.log())?;
+    check(&large).with_context(|| daemon.log())?;
     daemon.stop().context("the end after a full disk")?;
     let daemon = Daemon::start(hermes(), &state, &["--read-deadline-ms", DEADLINE_MS])?;
     small.registry.always(Fault::Pass);
     small.mount(&daemon)?;
     small.registry.always(Fault::Status(404));
-    small.check().context("after a restart, without its registry")?;
+    check(&small).context("after a restart, without its registry")?;
     daemon.stop()?;
     drop((mounted, device));
     Ok(())
 }
 
 /// Writes until the disk takes no more.
-fn fill(hog: &Path) -> Result<()> {
+pub(crate) fn fill(hog: &Path) -> Result<()> {
     use std::io::Write as _;
     let mut file = File::create(hog)?;
     let block = vec![0x55; 1 << 20];

@@ -6,6 +6,7 @@ mod distance;
 mod ledger;
 
 use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -148,6 +149,14 @@ impl FaultyRegistry {
     pub fn start(dir: &Path) -> Result<Self> {
         let options = Options { auth: Auth::Token { login: None, lifetime: TOKEN_LIFETIME }, ..Options::default() };
         Self::with_options(dir, options)
+    }
+
+    /// The same behind a link of so many bits per second.
+    ///
+    /// # Errors
+    /// When there is no layout, or no port.
+    pub fn with_rate(dir: &Path, bits_per_second: NonZeroU64) -> Result<Self> {
+        Self::with_options(dir, Options { bandwidth_bits_per_second: Some(bits_per_second), ..Options::default() })
     }
 
     /// The same with options.

@@ -11,7 +11,7 @@ pub mod outcome;
 pub mod readers;
 pub mod rig;
 pub mod scenarios;
-pub mod wires;
+pub use hermes_lab::wires;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -89,6 +89,12 @@ impl Shape {
         self.zones.iter().sum()
     }
 
+    /// The links that it has.
+    fn links(&self) -> wires::Plan {
+        let Self { zones, node_rate, registry_rate, zone_rate, .. } = self.clone();
+        wires::Plan { zones, node_rate, registry_rate, zone_rate }
+    }
+
     /// The zone of a node.
     fn zone(&self, node: usize) -> usize {
         let mut first = 0;
@@ -156,7 +162,7 @@ impl<'a> Fleet<'a> {
     pub fn start(rig: &'a Rig, shape: &Shape) -> Result<Self> {
         let scratch = ScratchDir::new("fleet")?;
         let sweeper = Sweeper::watch(scratch.path())?;
-        let wires = Wires::new(shape)?;
+        let wires = Wires::new(&shape.links())?;
         let site = Site {
             network: Some(wires.registry().clone()),
             address: SocketAddr::from((REGISTRY, REGISTRY_PORT)),

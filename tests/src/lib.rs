@@ -12,33 +12,31 @@
 //! both sides know, and [`soak`] says how long that goes on.
 //! A [`fleet`] is many daemons on links that have rates, with a registry that counts.
 //! [`lazy_host`] is such a host for [`programs`], whose findings are compared as [`facts`]; [`systemd`] is a real one.
+//! A [`cut_disk`] is a disk that can be looked at as it was at any of its writes.
+//! [`kubernetes`] is a real API server with its etcd.
 //! Everything that outlives a function call (mounts, processes, loop devices, folders) is owned by a [`guard`], which
 //! cleans up when a test fails, too.
 
 pub mod agree;
-pub mod command;
 pub mod compare;
 pub mod compress;
-pub mod containerds;
 pub mod cri;
-pub mod daemon;
+pub mod cut_disk;
 pub mod facts;
 pub mod faulty;
 pub mod fleet;
 pub mod fsck;
-pub mod guard;
 pub mod images;
 pub mod kept;
+pub mod kubernetes;
 pub mod layout;
-pub mod lazy_host;
-pub mod network;
 pub mod node;
 pub mod odd;
 pub mod pods;
-pub mod process;
 pub mod programs;
 pub mod runnable;
 pub mod sample;
+pub mod sample_image;
 pub mod snapshot;
 pub mod snapshotter;
 pub mod soak;
@@ -47,3 +45,5 @@ pub mod systemd;
 pub mod tarball;
 pub mod unpack;
 pub mod web;
+
+pub use hermes_lab::{command, containerds, daemon, guard, lazy_host, network, process};

@@ -11,39 +11,14 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+pub use hermes_lab::index::Index;
 use hermes_snapshotter::status::{ImageStatus, NodeStatus, Way};
-use serde_json::Value;
 
 use crate::command::run;
 use crate::guard::{ProcessGuard, ScratchDir, wait_for};
 
 /// How long a daemon may take until it answers: half a second alone, longer where others compile.
 const START_DEADLINE: Duration = Duration::from_secs(60);
-
-/// A folder of indexes that `hermes index build` wrote, and the key that signed them.
-#[derive(Debug, Clone)]
-pub struct Index {
-    /// The folder.
-    pub folder: PathBuf,
-    /// The public key, as `--trust` takes it.
-    pub key: String,
-}
-
-impl Index {
-    /// Builds the index of `image` into `folder`, which is created, with a key that is made there unless it is there.
-    ///
-    /// # Errors
-    ///
-    /// When the command fails; the message holds what it said.
-    pub fn build(program: &Path, image: &str, folder: &Path) -> Result<Self> {
-        let mut command = Command::new(program);
-        command.args(["index", "build", image, "--json", "--output"]).arg(folder);
-        command.arg("--key").arg(folder.join("index-key")).arg("--state").arg(folder);
-        let answer: Value = serde_json::from_slice(&run(&mut command)?).context("parse the answer of index build")?;
-        let key = answer["key"].as_str().context("index build names no key")?.to_owned();
-        Ok(Self { folder: folder.to_owned(), key })
-    }
-}
 
 /// What is to be mounted.
 #[derive(Debug, Clone, Default)]

@@ -1,7 +1,7 @@
 //! A small image in which every byte is a function of its file and place, so that every wrong byte shows.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -23,19 +23,15 @@ pub struct Sample {
     /// Its manifest and layers.
     pub image: LayoutImage,
     files: BTreeMap<String, u64>,
+    /// Its layers before compression, lowest first.
+    tars: Vec<Vec<u8>>,
 }
 
 /// A layer of a sample: how it is compressed, and its files with their lengths in bytes.
 pub type SampleLayer<'a> = (Compression, &'a [(&'a str, u64)]);
 
-/// A folder of indexes, and the key that signed them.
-#[derive(Debug)]
-pub struct SampleIndex {
-    /// The folder.
-    pub folder: PathBuf,
-    /// The public key.
-    pub key: String,
-}
+/// The index of a sample.
+pub type SampleIndex = hermes_lab::index::Index;
 
 impl Sample {
     /// An image of five megabytes: one gzip layer, one of zstd frames, one plain.
@@ -68,7 +64,23 @@ impl Sample {
             .collect();
         let image = layout.add(TAG, &tars, &json!({}))?;
         let files = layers.iter().flat_map(|(_, files)| files.iter().map(|(name, len)| ((*name).to_owned(), *len)));
-        Ok(Self { layout, image, files: files.collect() })
+        let files = files.collect();
+        Ok(Self { layout, image, files, tars: tars.into_iter().map(|layer| layer.tar).collect() })
+    }
+
+    /// The same image in another layout, its layers compressed as `kinds` say, lowest first.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    ///
+    /// # Panics
+    /// When there are fewer kinds than layers.
+    pub fn compressed_as(&self, dir: &Path, kinds: &[Compression]) -> Result<Self> {
+        let layout = Layout::create(dir)?;
+        let layers = self.tars.iter().enumerate();
+        let layers = layers.map(|(place, tar)| NewLayer { tar: tar.clone(), compression: kinds[place].clone() });
+        let image = layout.add(TAG, &layers.collect::<Vec<_>>(), &json!({}))?;
+        Ok(Self { layout, image, files: self.files.clone(), tars: self.tars.clone() })
     }
 
     /// The names of its files.

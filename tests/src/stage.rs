@@ -134,6 +134,17 @@ impl Stage {
         self.state().join("snapshots")
     }
 
+    /// Waits until `containerd` and the daemon know the same `count` snapshots.
+    ///
+    /// # Errors
+    /// When that does not come.
+    pub fn agrees_with(&self, containerd: &RunningContainerd<'_>, count: Option<usize>) -> Result<usize> {
+        let (socket, root) = (self.host.socket(), self.snapshots());
+        let sides = Sides { socket: &socket, root: &root };
+        let agreed = sides.agree(|| containerd.ctr(), |agreed| count.is_none_or(|count| count == agreed.snapshots));
+        Ok(agreed?.snapshots)
+    }
+
     /// Compressed bytes of an image's layers.
     ///
     /// # Errors
@@ -160,17 +171,4 @@ pub fn cksum(content: &[u8]) -> Result<String> {
 /// When none was.
 pub fn last_pull(status: NodeStatus) -> Result<PullStatus> {
     status.pulls.into_iter().next_back().context("no image was pulled")
-}
-
-impl RunningContainerd<'_> {
-    /// Waits until containerd and the daemon of `stage` know the same `count` snapshots.
-    ///
-    /// # Errors
-    /// When that does not come.
-    pub fn agrees_with(&self, stage: &Stage, count: Option<usize>) -> Result<usize> {
-        let (socket, root) = (stage.host.socket(), stage.snapshots());
-        let sides = Sides { socket: &socket, root: &root };
-        let agreed = sides.agree(|| self.ctr(), |agreed| count.is_none_or(|count| count == agreed.snapshots));
-        Ok(agreed?.snapshots)
-    }
 }

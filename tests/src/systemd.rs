@@ -149,7 +149,7 @@ fn unified_groups() -> Result<PathBuf> {
 }
 
 /// The child of `outer` that has become systemd.
-fn first_process(outer: u32) -> Option<Pid> {
+pub(crate) fn first_process(outer: u32) -> Option<Pid> {
     let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).ok()?;
     let child: i32 = children.split_whitespace().next()?.parse().ok()?;
     let program = fs::read_link(format!("/proc/{child}/exe")).ok()?;

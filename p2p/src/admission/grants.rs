@@ -244,8 +244,7 @@ impl Grants {
     /// Has `layers` granted to this node (`local`) for `life` and keeps the grants. In an open swarm there is nothing to
     /// be granted. Blocks as the issuer does.
     pub(crate) fn issue_own(&self, local: &PeerId, layers: &[DiffId], life: Duration) -> Result<(), IssueError> {
-        for layer in layers {
-            let Some(granted) = self.admission.grant(*local, *layer, life)? else { return Ok(()) };
+        for granted in self.admission.grant(*local, layers, life)? {
             let kept = self.keep_own(local, &granted.encode());
             kept.map_err(|error| IssueError::Failed { reason: error.to_string() })?;
         }

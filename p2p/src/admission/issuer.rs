@@ -75,4 +75,19 @@ pub trait Issuer: fmt::Debug + Send + Sync + 'static {
         now: u64,
         life: Duration,
     ) -> Result<SignedGrant, IssueError>;
+
+    /// The same of several layers, in their order: one question where the issuer is far away.
+    ///
+    /// # Errors
+    /// When one of them is not granted.
+    fn grant_all(
+        &self,
+        cluster: &ClusterId,
+        peer: PeerId,
+        layers: &[DiffId],
+        now: u64,
+        life: Duration,
+    ) -> Result<Vec<SignedGrant>, IssueError> {
+        layers.iter().map(|layer| self.grant(cluster, peer, *layer, now, life)).collect()
+    }
 }

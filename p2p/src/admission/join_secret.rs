@@ -13,15 +13,13 @@ use std::time::Duration;
 
 use hermes_image::ids::DiffId;
 use libp2p::PeerId;
-use libp2p::identity::ed25519;
 use thiserror::Error;
 
-use super::certificate::{CERTIFICATE_LIFE, Certificate, SignedCertificate, Trust};
-use super::grants::{Grant, SignedGrant};
+use super::certificate::{CERTIFICATE_LIFE, SignedCertificate, Trust};
+use super::grants::SignedGrant;
 use super::issuer::{CertificateRequest, IssueError, Issuer};
+use super::issuing::IssuingKey;
 use super::revocation::{Revocation, SignedRevocation};
-use super::signed::Document as _;
-use crate::canonical::PeerKey;
 use crate::config::ClusterId;
 
 /// What BLAKE3 derives the key for: an application, a purpose, a version.
@@ -68,7 +66,7 @@ pub enum JoinSecretError {
 
 /// Issues by a secret that all nodes of the cluster have.
 pub struct JoinSecret {
-    key: ed25519::Keypair,
+    key: IssuingKey,
     life: Duration,
 }
 
@@ -104,9 +102,7 @@ impl JoinSecret {
         // The length keeps the two apart.
         hasher.update(&(cluster.as_str().len() as u64).to_le_bytes()).update(cluster.as_str().as_bytes());
         hasher.update(secret);
-        let mut seed = *hasher.finalize().as_bytes();
-        let key = ed25519::SecretKey::try_from_bytes(&mut seed).expect("any 32 bytes are a seed");
-        Self { key: key.into(), life: CERTIFICATE_LIFE }
+        Self { key: IssuingKey::from_seed(*hasher.finalize().as_bytes()), life: CERTIFICATE_LIFE }
     }
 
     /// The same with certificates that are good for `life`.
@@ -118,23 +114,15 @@ impl JoinSecret {
 
 impl Issuer for JoinSecret {
     fn issue(&self, request: &CertificateRequest) -> Result<SignedCertificate, IssueError> {
-        let certificate = Certificate {
-            cluster: request.cluster.clone(),
-            peer: request.peer,
-            zone: request.zone.clone(),
-            epoch: request.epoch_min,
-            not_before: request.now,
-            not_after: request.now.saturating_add(self.life.as_secs()),
-        };
-        Ok(certificate.sign(&self.key))
+        Ok(self.key.certificate(request, self.life))
     }
 
     fn trust(&self) -> Trust {
-        Trust { keys: vec![PeerKey(self.key.public().to_bytes())], epoch_min: 0 }
+        Trust { keys: vec![self.key.public()], epoch_min: 0 }
     }
 
     fn revoke(&self, notice: Revocation) -> Result<SignedRevocation, IssueError> {
-        Ok(notice.sign(&self.key))
+        Ok(self.key.revocation(notice))
     }
 
     fn grant(
@@ -145,8 +133,7 @@ impl Issuer for JoinSecret {
         now: u64,
         life: Duration,
     ) -> Result<SignedGrant, IssueError> {
-        let not_after = now.saturating_add(life.as_secs());
-        Ok(Grant { cluster: cluster.clone(), peer, layer, not_after }.sign(&self.key))
+        Ok(self.key.grant(cluster, peer, layer, now, life))
     }
 }
 

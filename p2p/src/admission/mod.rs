@@ -17,6 +17,7 @@
 pub mod certificate;
 pub mod grants;
 pub mod issuer;
+pub mod issuing;
 pub mod join_secret;
 pub mod refusal;
 pub mod revocation;
@@ -105,13 +106,18 @@ impl Admission {
         Ok(())
     }
 
-    /// Has `layer` granted to `peer`, this node; `None` in an open swarm. Blocks as the issuer does.
+    /// Has `layers` granted to `peer`, this node; none in an open swarm. Blocks as the issuer does.
     ///
     /// # Errors
     /// When the issuer did not issue.
-    pub(crate) fn grant(&self, peer: PeerId, layer: DiffId, life: Duration) -> Result<Option<SignedGrant>, IssueError> {
-        let Some(issuer) = &self.issuer else { return Ok(None) };
-        issuer.grant(&self.cluster, peer, layer, unix_now(), life).map(Some)
+    pub(crate) fn grant(
+        &self,
+        peer: PeerId,
+        layers: &[DiffId],
+        life: Duration,
+    ) -> Result<Vec<SignedGrant>, IssueError> {
+        let Some(issuer) = &self.issuer else { return Ok(Vec::new()) };
+        issuer.grant_all(&self.cluster, peer, layers, unix_now(), life)
     }
 
     /// Whether `peer` may talk by what it shows; remembers until when. `None` shows nothing.

@@ -5,12 +5,12 @@
 //! one. Nothing in it is believed when it is read: signatures and certificates are checked as if a peer had sent it.
 //! Entries whose certificates have ended meanwhile still say where nodes may be.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hermes_files::{OWNER_ONLY, write_whole};
 use thiserror::Error;
 
 use super::entry::{ENTRY_LEN_MAX_BYTES, SignedEntry};
@@ -109,21 +109,15 @@ impl Saved {
     /// # Errors
     /// When it cannot be written; what was there stays.
     pub(crate) fn store(&self, path: &Path) -> Result<(), SavedError> {
-        let written = || {
-            let beside = path.with_extension("new");
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-            file.write_all(&self.encode())?;
-            file.sync_all()?;
-            fs::rename(&beside, path)?;
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(folder)?.sync_all()
-        };
-        written().map_err(|source| SavedError::Io { doing: "write", path: path.to_owned(), source })
+        let written = write_whole(path, OWNER_ONLY, &self.encode());
+        written.map_err(|source| SavedError::Io { doing: "write", path: path.to_owned(), source })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::entry::tests::{cluster, said};
     use super::*;
 

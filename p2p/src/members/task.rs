@@ -139,7 +139,8 @@ impl Task {
                 candidates.left(Seed { peer: Some(peer), address }, now);
             }
         }
-        let renew_at = next_renewal(&roster, now);
+        let is_missing = !roster.admission().is_open() && roster.admission().own().is_none();
+        let renew_at = if is_missing { Some(now + RENEW_AGAIN) } else { next_renewal(&roster, now) };
         Self {
             roster,
             config,

@@ -4,7 +4,7 @@ use hermes_image::ids::{ChunkRange, DiffId};
 use hermes_image::runs::Runs;
 
 use super::schedule::Need;
-use super::shape::{cut_spans, minus, reach};
+use super::shape::{cut_spans, reach};
 use super::table::{Ask, Certainty};
 use super::{Flight, Turn};
 use crate::class::Class;
@@ -58,7 +58,7 @@ impl Flight {
         let has = record.and_then(|record| record.holders.get(&peer));
         let certainty = match want {
             Want::Owner { .. } => Certainty::Firm,
-            Want::Here if has.is_some_and(|holder| minus(&chunks, &holder.chunks).is_empty()) => Certainty::Sure,
+            Want::Here if has.is_some_and(|holder| chunks.difference(&holder.chunks).is_empty()) => Certainty::Sure,
             Want::Here => Certainty::Hoped,
         };
         let timeout = match class {
@@ -69,7 +69,11 @@ impl Flight {
             self.hedges.asked(bytes);
         }
         let target = Target { source: Source::Peer(peer), origin: None, want, extent: extent.clone(), certainty };
+        let first_word = turn.now + self.first_word_wait();
         let ask = self.lease(need, target, chunks.clone(), bytes, turn);
+        if let Some(asked) = self.asks.get_mut(&ask).filter(|_| class == Class::Demand) {
+            asked.lease_until = first_word;
+        }
         turn.out.push(Action::AskPeer { ask, peer, layer, chunks, class, want, reason, extent, timeout });
     }
 
@@ -93,7 +97,7 @@ impl Flight {
         let mut targets = self.gather(need, Some(&within));
         if need.class == Class::Demand {
             // What readahead wants next comes with it: a request of its own would read the end of this one again.
-            targets.insert_all(&minus(&record.ahead.within(within.clone()), &record.leased));
+            targets.insert_all(&record.ahead.within(within.clone()).difference(&record.leased));
         }
         // What somebody else has is not read from the registry on the way.
         for holder in record.holders.values() {
@@ -104,10 +108,17 @@ impl Flight {
         let gap = self.limits.origin_gap.bytes(need.class);
         let spans = cut_spans(&record.geometry, &targets, size, gap)?;
         let mut chunks = Runs::one(record.geometry.span_chunks(&spans));
-        chunks = minus(&chunks, &record.have);
+        chunks = chunks.difference(&record.have);
         let mut leased = record.leased.within(record.geometry.span_chunks(&spans));
         if need.class == Class::Demand {
             for ask in record.overtakable.iter().filter_map(|id| self.asks.get(id)) {
+                leased.remove_all(&ask.chunks);
+            }
+        }
+        // A span is read whole: what owners of it were asked for at the same time comes with it, and would be left to this node
+        // as well.
+        for ask in record.asks.iter().filter_map(|id| self.asks.get(id)) {
+            if ask.certainty < Certainty::Sure && ask.brought_bytes == 0 && ask.class >= need.class {
                 leased.remove_all(&ask.chunks);
             }
         }
@@ -171,6 +182,7 @@ impl Flight {
             brought_bytes: 0,
             sent,
             first_sign: None,
+            last_sign: sent,
             silence,
             lease_until,
             whole_stream,

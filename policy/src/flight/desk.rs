@@ -16,7 +16,6 @@ use std::collections::{BTreeMap, VecDeque};
 use hermes_image::ids::{ChunkRange, DiffId};
 use hermes_image::runs::Runs;
 
-use super::shape::minus;
 use super::table::Certainty;
 use super::{Flight, Turn};
 use crate::class::Class;
@@ -171,13 +170,11 @@ impl Flight {
                 let give = self.here(asked.layer, &asked.chunks, asked.peer, Certainty::Firm);
                 let mut lacking = asked.chunks.difference(&give);
                 self.give(claim, give, turn);
-                for duty in [Duty::Cluster, Duty::Zone] {
-                    let left_here = self.left_here(asked.layer, &lacking, duty, turn.now);
-                    if !left_here.is_empty() {
-                        lacking.remove_all(&left_here);
-                        self.read_for(&asked, left_here, duty, turn);
-                        break;
-                    }
+                let left = |duty| (self.left_here(asked.layer, &lacking, duty, turn.now), duty);
+                let left = [Duty::Cluster, Duty::Zone].map(left).into_iter().find(|(left, _)| !left.is_empty());
+                if let Some((left_here, duty)) = left {
+                    lacking.remove_all(&left_here);
+                    self.read_for(&asked, left_here, duty, turn);
                 }
                 rule(claim, Ruling::Lacks(lacking), turn);
             }
@@ -208,7 +205,7 @@ impl Flight {
                 Some(peers) => rule(claim, Ruling::Refer { chunks: here, peers }, turn),
                 None if can_read => {
                     let layer = self.layers.get(&layer);
-                    coming = layer.map_or_else(Runs::new, |layer| minus(&here, &layer.have));
+                    coming = layer.map_or_else(Runs::new, |layer| here.difference(&layer.have));
                     self.give(claim, here.difference(&coming), turn);
                 }
                 None => self.give(claim, here, turn),
@@ -257,7 +254,7 @@ impl Flight {
     fn give(&mut self, claim: ClaimId, chunks: Runs, turn: &mut Turn<'_>) {
         if let Some(record) = self.desk.claims.get_mut(&claim) {
             let layer = self.layers.get(&record.layer);
-            record.awaited.insert_all(&layer.map_or_else(|| chunks.clone(), |layer| minus(&chunks, &layer.have)));
+            record.awaited.insert_all(&layer.map_or_else(|| chunks.clone(), |layer| chunks.difference(&layer.have)));
         }
         rule(claim, Ruling::Give(chunks), turn);
     }
@@ -271,7 +268,7 @@ impl Flight {
         }
         for (id, claim) in &mut self.desk.claims {
             let Some((chunks, layer)) = broken.get(&claim.layer).zip(self.layers.get(&claim.layer)) else { continue };
-            let mut lost = minus(&claim.awaited.intersection(chunks), &layer.have);
+            let mut lost = claim.awaited.intersection(chunks).difference(&layer.have);
             if let Some(read) = self.reads.get(read_of(*id)) {
                 lost.remove_all(&read.missing);
             }
@@ -344,7 +341,7 @@ impl Flight {
         let Some(record) = self.desk.claims.get_mut(&claim) else { return };
         let mut lacking = std::mem::take(&mut record.awaited);
         if let Some(layer) = self.layers.get(&record.layer) {
-            lacking = minus(&lacking, &layer.have);
+            lacking = lacking.difference(&layer.have);
         }
         rule(claim, Ruling::Lacks(lacking), turn);
     }

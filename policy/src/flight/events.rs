@@ -1,10 +1,11 @@
 //! Facts and what they change in the table. Nothing is asked for here: that is the scheduler's work afterwards.
 
+use std::sync::Arc;
+
 use hermes_image::ids::DiffId;
 use hermes_image::runs::Runs;
 
 use super::desk::Asked;
-use super::shape::minus;
 use super::table::{Layer, Lookup, Read};
 use super::{Flight, Turn};
 use crate::class::Class;
@@ -29,8 +30,9 @@ impl Flight {
                     && record.geometry.chunk_count() == geometry.chunk_count()
                 {
                     record.geometry = geometry;
+                    self.known_owners.forget_layer(&layer);
                     record.origin.spans_asked = None;
-                    self.dirty = true;
+                    self.stir(layer);
                 }
             }
             Event::OriginChanged { layer, origin, usable } => self.origin_changed(layer, origin, usable),
@@ -47,19 +49,17 @@ impl Flight {
             Event::HoldersFound { layer } => {
                 if let Some(record) = self.layers.get_mut(&layer) {
                     record.lookup = Lookup::Ended { at: turn.now };
-                    self.dirty = true;
+                    self.stir(layer);
                 }
             }
             Event::ReadNeeds { read, layer, chunks, class, deadline } => {
                 self.read_needs(read, layer, chunks, class, deadline, turn);
             }
             Event::MembersChanged { members } => {
-                let me = members.me();
-                let others = members.iter().map(|member| member.peer).filter(|peer| Some(*peer) != me);
-                self.peers.set_members(others, turn.now, &self.limits);
+                self.peers.set_members(Arc::clone(&members), turn.now, &self.limits);
                 self.members = members;
                 self.known_owners.forget();
-                self.dirty = true;
+                self.stir_all();
             }
             Event::Claimed { claim, peer, layer, chunks, extent, class, want } => {
                 self.claimed(Asked { claim, peer, layer, chunks, extent, class, want }, turn);
@@ -91,7 +91,7 @@ impl Flight {
             Event::LocalHas { layer, chunks } => {
                 if let Some(record) = self.layers.get_mut(&layer) {
                     record.local.insert_all(&chunks.within(0..record.geometry.chunk_count()));
-                    self.dirty = true;
+                    self.stir(layer);
                 }
             }
             Event::AskProgress { ask } => {
@@ -102,7 +102,7 @@ impl Flight {
                     }
                     ask.renew(turn.now);
                     if let Source::Peer(peer) = ask.source {
-                        self.peers.alive(peer);
+                        self.peers.alive(peer, turn.now);
                     }
                 }
             }
@@ -117,7 +117,7 @@ impl Flight {
         let Some(ask) = self.asks.get_mut(&id) else { return };
         ask.renew_pending(now, &self.limits);
         if let Source::Peer(peer) = ask.source {
-            self.peers.alive(peer);
+            self.peers.alive(peer, now);
         }
         let origin = self.layers.get(&ask.layer).and_then(|record| record.origin.no);
         if let Some(wait) = registry_rests
@@ -137,6 +137,7 @@ impl Flight {
             self.cancel_ask(ask, turn);
         }
         self.ahead_layers.remove(&layer);
+        self.known_owners.forget_layer(&layer);
         let origin = self.layers.remove(&layer).and_then(|record| record.origin.no);
         self.leave_origin(origin);
     }
@@ -168,7 +169,7 @@ impl Flight {
             }
             self.leave_origin(left);
         }
-        self.dirty = true;
+        self.stir(layer);
     }
 
     fn peer_up(&mut self, peer: PeerNo) {
@@ -186,7 +187,7 @@ impl Flight {
                 record.search_is_worth_waiting = true;
             }
         }
-        self.dirty = true;
+        self.stir_all();
     }
 
     /// Ends all asks to a peer and forgets what it has.
@@ -202,11 +203,11 @@ impl Flight {
         for record in self.layers.values_mut() {
             record.forget_peer(peer);
         }
-        self.dirty = true;
+        self.stir_all();
     }
 
     fn peer_has(&mut self, peer: PeerNo, layer: DiffId, chunks: &Runs) {
-        self.peers.alive(peer);
+        self.peers.alive(peer, self.now);
         if !self.peers.is_usable(peer, self.now) {
             return;
         }
@@ -216,7 +217,7 @@ impl Flight {
         }
         let all = 0..record.geometry.chunk_count();
         let holder = record.holders.entry(peer).or_default();
-        let more = minus(&chunks.within(all), &holder.chunks);
+        let more = chunks.within(all).difference(&holder.chunks);
         if !more.is_empty() && !holder.chunks.is_empty() {
             holder.grew = self.now;
         }
@@ -224,7 +225,7 @@ impl Flight {
         if holder.chunks.run_count() > self.limits.runs_per_holder {
             holder.chunks = holder.chunks.iter().take(self.limits.runs_per_holder).collect();
         }
-        self.dirty = true;
+        self.stir_for(layer, peer, &more);
     }
 
     fn read_needs(
@@ -261,7 +262,7 @@ impl Flight {
         let record = self.layers.get(&layer).filter(|record| beyond <= record.geometry.chunk_count());
         let refusal = match record {
             None => Some(FailReason::Unknown),
-            Some(record) if minus(&chunks, &record.have).is_empty() => {
+            Some(record) if chunks.difference(&record.have).is_empty() => {
                 Self::say_delivered(id, turn);
                 return;
             }
@@ -275,10 +276,13 @@ impl Flight {
         }
         let Some(record) = self.layers.get_mut(&layer) else { return };
         record.reads.insert(id, &chunks);
-        let missing = minus(&chunks, &record.have);
+        let missing = chunks.difference(&record.have);
         let read = Read { layer, needs: chunks, missing, class, acts_for, since: turn.now, deadline, place: 0 };
         self.reads.insert(id, read);
-        self.dirty = true;
+        match class {
+            Class::Demand => self.dirty = true,
+            Class::Prefetch => self.stir(layer),
+        }
     }
 
     /// Makes room for one more read: prefetch is shed first, the last one first.
@@ -325,6 +329,9 @@ impl Flight {
             ask.shadow.remove_all(&chunks);
             let brought = ask.chunks.intersection(&chunks);
             if !brought.is_empty() {
+                if let (Source::Peer(_), Some(sign), true) = (ask.source, ask.first_sign, ask.is_waited_for()) {
+                    self.peers.went_on(turn.now.since(ask.progress_at().max(sign)));
+                }
                 ask.brought_bytes += brought.iter().map(|run| record.geometry.len_bytes(&run)).sum::<u64>();
                 ask.chunks.remove_all(&brought);
                 record.leased.remove_all(&brought);
@@ -358,7 +365,7 @@ impl Flight {
             let again = read.needs.intersection(&gone);
             if !again.is_empty() {
                 read.missing.insert_all(&again);
-                self.dirty = true;
+                (self.dirty, record.quiet) = (true, None);
             }
         }
     }

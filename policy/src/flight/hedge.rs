@@ -9,7 +9,6 @@ use hermes_image::runs::Runs;
 
 use super::asking::Question;
 use super::schedule::Need;
-use super::shape::minus;
 use super::table::Ask;
 use super::{Flight, Turn};
 use crate::class::Class;
@@ -136,10 +135,11 @@ impl Flight {
         let Some(ask) = self.asks.get_mut(&id) else { return };
         self.hedges.twice += bytes;
         ask.hedged_bytes += bytes;
-        ask.chunks = minus(&ask.chunks, chunks);
+        ask.chunks = ask.chunks.difference(chunks);
         ask.shadow.insert_all(chunks);
         if let Some(record) = self.layers.get_mut(&ask.layer) {
             record.leased.remove_all(chunks);
+            record.quiet = None;
         }
     }
 }

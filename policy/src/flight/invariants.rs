@@ -20,7 +20,7 @@ impl Flight {
             self.layers.len() <= self.limits.layers
                 && self.peers.len() <= self.limits.peers + self.peers.member_count()
         );
-        assert!(self.desk.is_within(&self.limits) && self.known_owners.len() <= self.limits.known_owners);
+        assert!(self.desk.is_within(&self.limits));
         assert!(self.reads.len() <= self.limits.waiting_reads);
         assert!(self.reads.prefetch_len() <= self.limits.waiting_prefetch_reads);
     }

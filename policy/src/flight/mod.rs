@@ -14,7 +14,8 @@
 //! begins with an empty `Flight`; nothing here is worth keeping.
 //!
 //! In a swarm with a member list, `owners` (by the order of `ranks`) stands between the holders and the registry, `desk` answers what others ask of
-//! this node, and `hedge` puts demand that takes too long to a second holder.
+//! this node, and `hedge` puts demand that takes too long to a second holder. `prefetching` knows
+//! which layers' prefetch need not be looked at.
 
 mod asking;
 mod desk;
@@ -23,6 +24,7 @@ mod hedge;
 mod invariants;
 mod outcome;
 mod owners;
+mod prefetching;
 mod ranks;
 mod schedule;
 mod shape;
@@ -36,6 +38,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hermes_image::ids::DiffId;
+use hermes_image::runs::Runs;
 
 use crate::class::Class;
 use crate::event::{
@@ -77,6 +80,8 @@ pub struct Flight {
     ahead_layers: BTreeSet<DiffId>,
     /// Surveys that still hold, for the class that is being served.
     surveys: BTreeMap<DiffId, Arc<Survey>>,
+    /// Owners that could not be asked for what is being looked at.
+    taken_owners: BTreeSet<PeerNo>,
     /// When something that is waited for may have changed by time alone.
     wake: Option<Instant>,
     /// The timer that the driver was asked for.
@@ -113,6 +118,7 @@ impl Flight {
             next_ask: 0,
             ahead_layers: BTreeSet::new(),
             surveys: BTreeMap::new(),
+            taken_owners: BTreeSet::new(),
             wake: None,
             armed: None,
             dirty: false,
@@ -196,6 +202,9 @@ impl Flight {
             layer.asks.remove(&id);
             layer.overtakable.remove(&id);
             layer.leased.remove_all(&ask.chunks);
+            if !ask.chunks.is_empty() {
+                layer.quiet = None;
+            }
         }
         self.surveys.clear();
         self.dirty = true;
@@ -276,6 +285,12 @@ impl Flight {
     pub fn peer_view(&self, peer: PeerNo) -> Option<PeerView> {
         let holds = self.layers.values().filter(|layer| layer.holders.contains_key(&peer)).count();
         Some(PeerView { holds, ..self.peers.view(peer, self.now)? })
+    }
+
+    /// What each peer that is known to hold something of `layer` has said that it has.
+    pub fn held_by_peers(&self, layer: DiffId) -> Vec<Runs> {
+        let holders = self.layers.get(&layer).into_iter().flat_map(|layer| layer.holders.values());
+        holders.map(|holder| holder.chunks.clone()).filter(|chunks| !chunks.is_empty()).collect()
     }
 
     /// What waits and what is under way.

@@ -64,6 +64,9 @@ impl Flight {
         }
         let Some(layer) = self.layers.get_mut(&ask.layer) else { return };
         layer.troubles.remove(&ask.source);
+        if layer.own.resting(turn.now).is_some() || layer.origin.backoff.resting(turn.now).is_some() {
+            layer.quiet = None;
+        }
         layer.own.succeed();
         if ask.source == Source::Origin {
             layer.origin.backoff.succeed();
@@ -129,6 +132,9 @@ impl Flight {
         match class {
             ErrorClass::Transient | ErrorClass::Local => {
                 self.peers.failed(peer, turn.now, ask.sent, retry_after, &self.limits, turn.rng);
+                if let Some(sign) = ask.first_sign.filter(|_| ask.is_waited_for()) {
+                    self.peers.went_on(turn.now.since(ask.progress_at().max(sign)));
+                }
                 if ask.first_sign.is_none() {
                     // One that fails at once says so; one that says nothing costs the next reader as much time again.
                     if turn.now.since(ask.sent) >= self.limits.rank_wait_min {

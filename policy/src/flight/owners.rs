@@ -19,7 +19,7 @@ use hermes_image::runs::Runs;
 
 use super::asking::Question;
 use super::schedule::Need;
-use super::shape::{cut_chunks, minus};
+use super::shape::cut_chunks;
 use super::table::Ask;
 use super::{Flight, Turn};
 use crate::class::{Class, ErrorClass};
@@ -177,13 +177,15 @@ impl Flight {
                 self.peers.readiness(peer, need.class, now, limits),
                 Readiness::Ready | Readiness::Full | Readiness::Busy(_)
             );
-            let was_named = record.holders.get(&peer).is_some_and(|holder| minus(&chunks, &holder.promised).is_empty());
+            let was_named =
+                record.holders.get(&peer).is_some_and(|holder| chunks.difference(&holder.promised).is_empty());
             let has_room = record.holders.contains_key(&peer) || record.holders.len() < limits.holders_per_layer;
             let asked_in_vain = record.quests.get(&extent.start).is_some_and(|quest| quest.again);
             if chunks.is_empty() || !can_say || was_named || !has_room || asked_in_vain {
                 continue;
             }
             record.holders.entry(peer).or_default().promised.insert_all(&chunks);
+            record.quiet = None;
             wanted.remove_all(&chunks);
             self.dirty = true;
         }
@@ -307,7 +309,10 @@ impl Flight {
                 return Stage::Step(Step::Wait(next));
             }
         }
-        for (rank, owner) in owners.iter().copied().enumerate() {
+        // Owners that may be gone as well are asked when nobody else can be.
+        let doubted = |owner: &PeerNo| need.class == Class::Demand && self.peers.is_doubtful(*owner, now, limits);
+        let (last, first): (Vec<_>, Vec<_>) = owners.iter().copied().enumerate().partition(|(_, owner)| doubted(owner));
+        for (rank, owner) in first.into_iter().chain(last) {
             if Some(owner) == self.members.me() {
                 if duty == Duty::Cluster && !self.can_read(need.layer) {
                     continue;
@@ -320,7 +325,10 @@ impl Flight {
             }
             let step = match self.peers.readiness(owner, need.class, now, limits) {
                 Readiness::Ready if room => Step::Ask(owner, duty),
-                Readiness::Ready | Readiness::Full => Step::Later,
+                Readiness::Ready | Readiness::Full => {
+                    self.taken_owners.insert(owner);
+                    Step::Later
+                }
                 Readiness::Busy(until) if need.class == Class::Prefetch || until <= since + limits.busy_patience => {
                     Step::Wait(until)
                 }
@@ -420,7 +428,7 @@ impl Flight {
                 holder.promised = chunks.clone();
             }
         }
-        self.dirty = true;
+        self.stir(layer);
     }
 
     /// The owner leaves chunks to this node.
@@ -441,7 +449,7 @@ impl Flight {
         };
         delegated.insert_all(&chunks.within(extent));
         (quest.delegated_until, quest.nobody_owns) = (until, false);
-        self.dirty = true;
+        self.stir(layer);
     }
 
     /// Frees chunks of an ask to a peer that was answered in another way than by bringing them.
@@ -458,7 +466,8 @@ impl Flight {
         if let Some(record) = self.layers.get_mut(&ask.layer) {
             record.leased.remove_all(&freed);
         }
-        self.dirty = true;
-        Some((ask.layer, freed, asked))
+        let layer = ask.layer;
+        self.stir(layer);
+        Some((layer, freed, asked))
     }
 }

@@ -4,57 +4,136 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hermes_image::ids::{ChunkRange, DiffId};
+use hermes_image::runs::Runs;
 
 use super::Flight;
 use crate::event::PeerNo;
+use crate::geometry::LayerGeometry;
 use crate::members::Duty;
 use crate::time::{Duration, Instant};
 
-/// The owners of extents that were looked up under the present member list: finding them looks at every member, and every
-/// pass over what is wanted asks for them.
+/// What this node owns of each layer that was asked about, under the present member list.
 #[derive(Debug, Clone, Default)]
 pub(super) struct KnownOwners {
-    by_extent: BTreeMap<(DiffId, u32, Duty), Arc<[PeerNo]>>,
+    by_layer: BTreeMap<DiffId, OwnExtents>,
+}
+
+/// What this node owns first of a layer, as far as it was asked: every pass over a long prefetch asks for it, and finding
+/// out means to look at each extent.
+#[derive(Debug, Clone, Default)]
+struct OwnExtents {
+    /// Chunks of extents that were looked at.
+    known: Runs,
+    /// Of these, those that this node owns.
+    own: Runs,
 }
 
 impl KnownOwners {
     /// They are others under another list.
     pub(super) fn forget(&mut self) {
-        self.by_extent.clear();
+        self.by_layer.clear();
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.by_extent.len()
+    /// The layer's extents are others, or it is closed.
+    pub(super) fn forget_layer(&mut self, layer: &DiffId) {
+        self.by_layer.remove(layer);
     }
 }
 
 impl Flight {
     /// The owners of the extent of `layer` that begins with chunk `start`, the one that acts first.
-    pub(super) fn owners(&mut self, layer: DiffId, start: u32, duty: Duty) -> Arc<[PeerNo]> {
-        if let Some(owners) = self.known_owners.by_extent.get(&(layer, start, duty)) {
-            return Arc::clone(owners);
-        }
-        let owners: Arc<[PeerNo]> = self.members.owners(&layer, start, duty, self.limits.owner_ranks).into();
-        if self.known_owners.len() >= self.limits.known_owners {
-            self.known_owners.forget();
-        }
-        self.known_owners.by_extent.insert((layer, start, duty), Arc::clone(&owners));
-        owners
+    pub(super) fn owners(&self, layer: DiffId, start: u32, duty: Duty) -> Arc<[PeerNo]> {
+        self.members.owners(&layer, start, duty, self.limits.owner_ranks)
     }
 
     /// This node's rank among the owners of the extent.
-    pub(super) fn rank(&mut self, layer: DiffId, extent: &ChunkRange, duty: Duty) -> Option<usize> {
+    pub(super) fn rank(&self, layer: DiffId, extent: &ChunkRange, duty: Duty) -> Option<usize> {
         let me = self.members.me()?;
         self.owners(layer, extent.start, duty).iter().position(|owner| *owner == me)
     }
 
-    /// How long a rank gives each one before it.
-    pub(super) fn rank_wait(&self) -> Duration {
+    /// The chunks of `wanted` in extents that this node owns first for the cluster. Each extent is looked at once for a list
+    /// of members, however often it is asked about.
+    pub(super) fn owned(&mut self, layer: DiffId, geometry: &LayerGeometry, wanted: &Runs) -> Runs {
+        let mut extents = self.known_owners.by_layer.remove(&layer).unwrap_or_default();
+        let unknown = wanted.difference(&extents.known);
+        let mut at = 0;
+        while let Some(chunk) = unknown.first_from(at) {
+            let Some(extent) = geometry.extent_of(chunk, self.limits.extent_bytes) else { break };
+            at = extent.end;
+            extents.known.insert(extent.clone());
+            if self.rank(layer, &extent, Duty::Cluster) == Some(0) {
+                extents.own.insert(extent);
+            }
+        }
+        let owned = wanted.intersection(&extents.own);
+        self.known_owners.by_layer.insert(layer, extents);
+        owned
+    }
+
+    /// How long a reader waits for the first word of a peer, which says at once that it works on what it was asked for.
+    pub(super) fn first_word_wait(&self) -> Duration {
         (self.peers.latency_p90() * 3).max(self.limits.rank_wait_min)
+    }
+
+    /// How long a rank gives each one before it, and a reader a peer that has spoken: as long as peers take to answer, and those
+    /// that send to send the next chunk.
+    pub(super) fn rank_wait(&self) -> Duration {
+        let pause = self.peers.pause_bound().min(self.limits.rank_wait_pause_max);
+        self.first_word_wait().max(pause)
     }
 
     /// When it is the turn of `rank` for what was first wanted at `since`.
     pub(super) fn turn_of(&self, since: Instant, rank: usize) -> Instant {
         since + self.rank_wait() * u32::try_from(rank).unwrap_or(u32::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::Span;
+    use crate::limits::Limits;
+    use crate::members::{Member, Members, ZoneNo};
+
+    const LAYER: DiffId = DiffId([3; 32]);
+
+    fn list(epoch: u64, nodes: u32) -> Arc<Members> {
+        let member = |no| Member { peer: PeerNo(no), key: u64::from(no) * 7919, zone: ZoneNo(0), eligible: true };
+        Arc::new(Members::new(epoch, PeerNo(0), (0..nodes).map(member).collect()))
+    }
+
+    #[test]
+    fn each_extent_is_looked_at_once_for_a_list_of_members() {
+        let spans =
+            (0..200).map(|no| Span { first_chunk: no * 8, blob_start: u64::from(no), blob_end: u64::from(no) + 1 });
+        let geometry = LayerGeometry::new(std::iter::repeat_n(65_536, 1600))
+            .and_then(|geometry| geometry.with_spans(spans.collect()));
+        let geometry = geometry.expect("a layer");
+        let mut flight = Flight::new(Limits::default());
+        flight.members = list(1, 5);
+        let wanted: Runs = (0..160).map(|no| no * 10..no * 10 + 2).collect();
+        let by_extent = |flight: &mut Flight| {
+            let mine = |chunk: &u32| {
+                let extent = geometry.extent_of(*chunk, flight.limits.extent_bytes).expect("it has spans");
+                flight.rank(LAYER, &extent, Duty::Cluster) == Some(0)
+            };
+            wanted.chunks().filter(mine).map(|chunk| chunk..chunk + 1).collect::<Runs>()
+        };
+        let owned = flight.owned(LAYER, &geometry, &wanted);
+        assert_eq!(owned, by_extent(&mut flight));
+        assert!(!owned.is_empty() && owned != wanted);
+        // Nothing is looked up again: without members the answer is the same.
+        let members = std::mem::take(&mut flight.members);
+        assert_eq!(flight.owned(LAYER, &geometry, &wanted), owned);
+        assert!(flight.members.is_empty() && members.is_swarm());
+        // Another list has other owners, and other spans have other extents.
+        flight.members = list(2, 2);
+        flight.known_owners.forget();
+        let more = flight.owned(LAYER, &geometry, &wanted);
+        assert_eq!(more, by_extent(&mut flight));
+        assert_ne!(more, owned);
+        flight.known_owners.forget_layer(&LAYER);
+        assert!(flight.known_owners.by_layer.is_empty());
     }
 }

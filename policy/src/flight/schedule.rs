@@ -11,7 +11,7 @@ use hermes_image::ids::{ChunkRange, DiffId};
 use hermes_image::runs::Runs;
 
 use super::asking::{Question, Target};
-use super::shape::{cut_chunks, minus};
+use super::shape::cut_chunks;
 use super::sources::{OriginOffer, Survey};
 use super::table::{Certainty, Layer, Lookup};
 use super::{Flight, Turn};
@@ -34,7 +34,7 @@ pub(super) struct Need {
 
 /// What a read can expect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Prospect {
+pub(super) enum Prospect {
     /// All of it was asked for, or will be.
     Good,
     /// Some of it can come from nowhere.
@@ -59,7 +59,7 @@ impl Flight {
         // Layers of which nothing can be asked. Their further reads came later, so that they have no reason to look
         // again sooner than the one that found it out.
         let mut exhausted: BTreeSet<DiffId> = BTreeSet::new();
-        let layers = self.reads.layer_count(Class::Demand);
+        let layers = self.reads.layers(Class::Demand).count();
         let mut next = 0;
         while let Some((place, id)) = self.reads.at_or_after(Class::Demand, next) {
             next = place + 1;
@@ -99,70 +99,8 @@ impl Flight {
         }
     }
 
-    fn serve_prefetch(&mut self, turn: &mut Turn<'_>) {
-        // Layers of which nothing can be asked: their further reads need not be looked at.
-        let mut exhausted: BTreeSet<DiffId> = BTreeSet::new();
-        let layers = self.reads.layer_count(Class::Prefetch);
-        let mut next = 0;
-        while let Some((place, id)) = self.reads.at_or_after(Class::Prefetch, next) {
-            next = place + 1;
-            if exhausted.len() == layers {
-                break;
-            }
-            let Some(read) = self.reads.get(id).filter(|read| !exhausted.contains(&read.layer)) else { continue };
-            let Some(record) = self.layers.get(&read.layer) else { continue };
-            let (class, since, place) = (Class::Prefetch, read.since, Some(read.place));
-            let need = Need { layer: read.layer, class, since, place, acts_for: read.acts_for };
-            let (missing, acts_for) = (read.missing.clone(), read.acts_for);
-            let mut wanted = minus(&missing, &record.leased);
-            wanted.insert_all(&self.unsure(record, &missing, acts_for));
-            if wanted.is_empty() {
-                continue;
-            }
-            let mut dead_end = false;
-            for mut part in self.prefetch_order(need.layer, wanted) {
-                // Spans are read whole: what one part asked for may have brought the edge of the next.
-                if let Some(record) = self.layers.get(&need.layer) {
-                    let leased = minus(&record.leased.intersection(&part), &self.unsure(record, &part, acts_for));
-                    part.remove_all(&leased);
-                }
-                dead_end |= self.place(&need, part, turn) == Prospect::DeadEnd;
-            }
-            if dead_end {
-                self.fail_read(id, FailReason::Refused, turn);
-                continue;
-            }
-            if self.is_exhausted(&need, true, turn.now) {
-                exhausted.insert(need.layer);
-            }
-        }
-    }
-
-    /// What is prefetched in which order: first what this node owns, as others wait for it; then the rest from a place on that
-    /// is another one on each node, so that nodes that start together fetch different chunks and trade.
-    fn prefetch_order(&mut self, layer: DiffId, wanted: Runs) -> Vec<Runs> {
-        let record = self.layers.get(&layer).filter(|_| self.members.is_swarm());
-        let Some(geometry) = record.map(|record| Arc::clone(&record.geometry)) else { return vec![wanted] };
-        let (mut own, mut rest) = (Runs::new(), wanted);
-        let mut at = 0;
-        while let Some(chunk) = rest.within(at..u32::MAX).first().map(|run| run.start) {
-            let Some(extent) = geometry.extent_of(chunk, self.limits.extent_bytes) else { break };
-            at = extent.end;
-            if self.rank(layer, &extent, Duty::Cluster) == Some(0) {
-                own.insert_all(&rest.within(extent.clone()));
-                rest.remove(extent);
-            }
-        }
-        let Some(first) = rest.first().map(|run| run.start) else { return vec![own] };
-        let end = rest.iter().next_back().map_or(first, |run| run.end);
-        let pivot = first + self.members.rotation(&layer, end - first);
-        // Extents are not torn: their spans would be read twice.
-        let pivot = geometry.extent_of(pivot, self.limits.extent_bytes).map_or(pivot, |extent| extent.start.max(first));
-        [own, rest.within(pivot..end), rest.within(first..pivot)].into_iter().filter(|part| !part.is_empty()).collect()
-    }
-
     /// Whether no further read of the layer and class can be served in this pass, nor fails.
-    fn is_exhausted(&mut self, need: &Need, patient: bool, now: Instant) -> bool {
+    pub(super) fn is_exhausted(&mut self, need: &Need, patient: bool, now: Instant) -> bool {
         let survey = self.surveyed(need.layer, need.class, now);
         survey.is_none_or(|survey| survey.is_exhausted(patient) && !survey.dead_end)
     }
@@ -175,7 +113,7 @@ impl Flight {
             if rest.is_empty() {
                 break;
             }
-            rest = minus(&rest, &holder.offer(&rest, acts_for));
+            holder.take_offer_from(&mut rest, acts_for);
         }
         rest
     }
@@ -187,7 +125,7 @@ impl Flight {
         let record = self.layers.get(&read.layer)?;
         let (class, since, place) = (Class::Demand, read.since, Some(read.place));
         let need = Need { layer: read.layer, class, since, place, acts_for: read.acts_for };
-        let mut wanted = minus(&read.missing, &record.leased);
+        let mut wanted = read.missing.difference(&record.leased);
         wanted.insert_all(&self.unsure(record, &read.missing, read.acts_for));
         let mut look_again = None;
         let rank_wait = self.rank_wait();
@@ -198,17 +136,16 @@ impl Flight {
             let origin = ask.origin.and_then(|no| self.origins.get(&no));
             let wait = origin.map_or(self.limits.join_wait, |origin| origin.patience(self.limits.join_wait));
             let patient_until = ask.sent + wait;
-            if ask.first_sign.is_some() || now < patient_until {
+            let stall = self.limits.reader_stall(ask.source, rank_wait);
+            let lives = ask.first_sign.is_some() && now < ask.last_sign + stall;
+            if lives || ask.first_sign.is_none() && now < patient_until {
                 let near = ask.joinable_bytes(now, wait, &self.limits);
                 let near_end = record.geometry.start_bytes(head.start).saturating_add(near);
                 let near = head.start..record.geometry.chunk_at(near_end).max(head.start + 1);
                 let before = far.chunk_count();
                 far.remove(near);
                 if far.chunk_count() < before {
-                    ask.joined.get_or_insert(now);
-                    let stall = self.limits.reader_stall(ask.source, rank_wait);
-                    ask.silence = ask.silence.min(stall + self.limits.lease_grace);
-                    ask.lease_until = ask.lease_until.min(now + ask.silence);
+                    ask.join(now, stall);
                     if ask.first_sign.is_none() {
                         look_again = Some(look_again.map_or(patient_until, |at: Instant| at.min(patient_until)));
                     }
@@ -239,7 +176,7 @@ impl Flight {
     }
 
     /// The survey of a layer, made anew after every ask.
-    fn surveyed(&mut self, layer: DiffId, class: Class, now: Instant) -> Option<Arc<Survey>> {
+    pub(super) fn surveyed(&mut self, layer: DiffId, class: Class, now: Instant) -> Option<Arc<Survey>> {
         if let Some(survey) = self.surveys.get(&layer) {
             return Some(Arc::clone(survey));
         }
@@ -249,7 +186,7 @@ impl Flight {
     }
 
     /// Asks for as much of `wanted` as sources have room for.
-    fn place(&mut self, need: &Need, mut wanted: Runs, turn: &mut Turn<'_>) -> Prospect {
+    pub(super) fn place(&mut self, need: &Need, mut wanted: Runs, turn: &mut Turn<'_>) -> Prospect {
         while !wanted.is_empty() {
             let Some(survey) = self.surveyed(need.layer, need.class, turn.now) else { return Prospect::Good };
             if let Some(until) = survey.own_rest {
@@ -324,7 +261,7 @@ impl Flight {
             self.wake_at(at);
         }
         let Some(record) = self.layers.get(&need.layer).filter(|_| survey.dead_end) else { return Prospect::Good };
-        let nowhere = self.without_held(need, &minus(wanted, &record.leased), survey.later());
+        let nowhere = self.without_held(need, &wanted.difference(&record.leased), survey.later());
         if nowhere.is_empty() { Prospect::Good } else { Prospect::DeadEnd }
     }
 
@@ -352,20 +289,14 @@ impl Flight {
     fn pick_holder(&self, need: &Need, survey: &Survey, wanted: &Runs, turn: &mut Turn<'_>) -> Option<(PeerNo, Runs)> {
         let record = self.layers.get(&need.layer)?;
         let limits = &self.limits;
-        let mut offers: Vec<(PeerNo, Runs)> = Vec::with_capacity(survey.ready.len());
-        for peer in &survey.ready {
-            let holder = record.holders.get(peer);
-            let offer = holder.map(|holder| holder.offer(wanted, need.acts_for)).unwrap_or_default();
-            if !offer.is_empty() {
-                offers.push((*peer, offer));
-            }
-        }
-        let first = offers.iter().filter_map(|(_, offer)| offer.first()).map(|run| run.start).min()?;
-        let candidates: Vec<PeerNo> =
-            offers.iter().filter(|(_, offer)| offer.contains(first)).map(|(peer, _)| *peer).collect();
+        // Whole offers are long, and of most holders nothing but their first chunk matters.
+        let ready = || survey.ready.iter().filter_map(|peer| Some((*peer, record.holders.get(peer)?)));
+        let first = ready().filter_map(|(_, holder)| holder.first_offered(wanted, need.acts_for)).min()?;
+        let offering = ready().filter(|(_, holder)| holder.offers(first, need.acts_for));
+        let candidates: Vec<PeerNo> = offering.map(|(peer, _)| peer).collect();
         let size = limits.peer_size.bytes(need.class);
         let peer = self.peers.choose(&candidates, size.min(record.bytes(wanted)), need.class, limits, turn.rng)?;
-        let (_, offer) = offers.into_iter().find(|(other, _)| *other == peer)?;
+        let offer = record.holders.get(&peer)?.offer(wanted, need.acts_for);
         let mut chunks = cut_chunks(&record.geometry, &offer, size, limits.runs_per_ask);
         // A short ask takes along what the next reads of its class want from the same peer.
         let left = size.saturating_sub(record.bytes(&chunks));
@@ -395,13 +326,13 @@ impl Flight {
                 gathered.insert(run.start.max(within.start)..run.end.min(within.end));
             }
         }
-        minus(&gathered, &record.leased)
+        gathered.difference(&record.leased)
     }
 
     /// Why a peer that is no owner is asked for chunks.
     fn holder_reason(&self, layer: DiffId, peer: PeerNo, chunks: &Runs) -> Reason {
         let holder = self.layers.get(&layer).and_then(|record| record.holders.get(&peer));
-        let has_all = holder.is_some_and(|holder| minus(chunks, &holder.chunks).is_empty());
+        let has_all = holder.is_some_and(|holder| chunks.difference(&holder.chunks).is_empty());
         if has_all { Reason::Holder } else { Reason::Named }
     }
 

@@ -7,15 +7,6 @@ use hermes_image::runs::Runs;
 
 use crate::geometry::LayerGeometry;
 
-/// The chunks of `of` that are not in `other`. Quick where `of` is small and `other` has many runs, as with a read
-/// and all leases of its layer.
-pub(super) fn minus(of: &Runs, other: &Runs) -> Runs {
-    let rest: Runs = of.iter().filter(|run| !other.contains_all(run.clone())).collect();
-    let Some(first) = rest.first() else { return rest };
-    let end = rest.iter().next_back().map_or(first.end, |last| last.end);
-    rest.difference(&other.within(first.start..end))
-}
-
 /// The first chunks of `wanted`, up to a number of bytes and of runs, and at least one.
 pub(super) fn cut_chunks(geometry: &LayerGeometry, wanted: &Runs, bytes_max: u64, runs_max: usize) -> Runs {
     let mut cut = Runs::new();
@@ -89,20 +80,6 @@ mod tests {
             })
             .collect();
         LayerGeometry::new(vec![CHUNK; spans as usize * 4]).and_then(|layer| layer.with_spans(table)).expect("valid")
-    }
-
-    #[test]
-    fn minus_is_the_difference() {
-        let of = Runs::from_iter([0..3, 5..6, 8..20]);
-        for other in [
-            Runs::new(),
-            Runs::one(0..30),
-            Runs::one(1..9),
-            Runs::from_iter([0..3, 5..6, 8..20]),
-            Runs::from_iter([2..3, 5..7, 9..10, 19..30]),
-        ] {
-            assert_eq!(minus(&of, &other), of.difference(&other), "{other:?}");
-        }
     }
 
     #[test]

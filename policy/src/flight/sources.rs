@@ -106,6 +106,11 @@ impl Flight {
             if denied.is_some() || holder.is_empty() {
                 continue;
             }
+            if class == Class::Demand && self.peers.is_doubtful(*peer, now, limits) {
+                survey.resting.push(*peer);
+                survey.looks_again_at(self.peers.doubts_end(limits));
+                continue;
+            }
             match self.peers.readiness(*peer, class, now, limits) {
                 Readiness::Ready if room => survey.ready.push(*peer),
                 Readiness::Ready | Readiness::Full => {
@@ -141,7 +146,7 @@ impl Flight {
         Some(survey)
     }
 
-    fn origin_offer(&self, layer: DiffId, class: Class, room: bool, now: Instant) -> OriginOffer {
+    pub(super) fn origin_offer(&self, layer: DiffId, class: Class, room: bool, now: Instant) -> OriginOffer {
         let Some(record) = self.layers.get(&layer) else { return OriginOffer::Gone };
         let origin = &record.origin;
         let Some(no) = origin.no.filter(|_| !origin.is_refused(now)) else { return OriginOffer::Gone };
@@ -169,9 +174,11 @@ impl Flight {
         }
     }
 
-    /// Whether holders of the layer should be searched for (again).
+    /// Whether holders of the layer should be searched for (again). A member of a swarm searches before its first connection
+    /// stands: what it owns by its new list others may have had for long.
     pub(super) fn lookup_is_due(&self, layer: DiffId, now: Instant) -> bool {
-        let Some(record) = self.layers.get(&layer).filter(|_| self.peers.any_up(now)) else { return false };
+        let can_ask = self.peers.any_up(now) || self.members.is_swarm();
+        let Some(record) = self.layers.get(&layer).filter(|_| can_ask) else { return false };
         match record.lookup {
             Lookup::Never => true,
             Lookup::Asked { .. } => false,

@@ -21,7 +21,7 @@ use crate::readahead::Readahead;
 use crate::time::{Duration, Instant, nanos};
 
 use super::owners::Quests;
-use super::shape::minus;
+use super::prefetching::Quiet;
 use super::waiters::Waiters;
 
 /// A read that waits.
@@ -78,6 +78,8 @@ pub(super) struct Ask {
     pub(super) brought_bytes: u64,
     pub(super) sent: Instant,
     pub(super) first_sign: Option<Instant>,
+    /// The last sign of life; when it was sent, before the first.
+    pub(super) last_sign: Instant,
     /// When it brought something last; when it was sent, before that.
     pub(super) last_brought: Instant,
     /// Longest silence before the lease ends.
@@ -91,17 +93,27 @@ impl Ask {
     /// Notes a sign of life.
     pub(super) fn renew(&mut self, now: Instant) {
         self.first_sign.get_or_insert(now);
+        self.last_sign = now;
         self.lease_until = now + self.silence;
     }
 
     /// Notes that the peer works on it. A word is a sign of life only for so long.
     pub(super) fn renew_pending(&mut self, now: Instant, limits: &Limits) {
         self.first_sign.get_or_insert(now);
+        self.last_sign = now;
         let patience = match self.is_waited_for() {
             true => limits.pending_patience.demand,
             false => limits.pending_patience.prefetch,
         };
         self.lease_until = (now + self.silence).min(self.progress_at() + patience).max(now);
+    }
+
+    /// Readers wait for it from now on. It was asked for as prefetch, which may be silent for long: now it may no longer than
+    /// `stall`, counted from its last sign of life.
+    pub(super) fn join(&mut self, now: Instant, stall: Duration) {
+        self.joined.get_or_insert(now);
+        self.silence = self.silence.min(stall);
+        self.lease_until = self.lease_until.min(self.last_sign + self.silence).max(now);
     }
 
     /// Whether a reader waits for what it brings.
@@ -157,9 +169,28 @@ impl Holder {
         offer
     }
 
+    /// The first chunk of [`Self::offer`].
+    pub(super) fn first_offered(&self, wanted: &Runs, acts_for: Option<Duty>) -> Option<u32> {
+        let promised = if acts_for.is_none() { wanted.first_common(&self.promised) } else { None };
+        wanted.first_common(&self.chunks).into_iter().chain(promised).min()
+    }
+
+    /// Whether [`Self::offer`] has a chunk that is wanted.
+    pub(super) fn offers(&self, chunk: u32, acts_for: Option<Duty>) -> bool {
+        self.chunks.contains(chunk) || acts_for.is_none() && self.promised.contains(chunk)
+    }
+
+    /// Takes [`Self::offer`] out of `wanted`.
+    pub(super) fn take_offer_from(&self, wanted: &mut Runs, acts_for: Option<Duty>) {
+        wanted.remove_all(&self.chunks);
+        if acts_for.is_none() && !self.promised.is_empty() {
+            wanted.remove_all(&self.promised);
+        }
+    }
+
     /// Whether it has gone beyond `chunks` and come to rest: what it does not have, its readers did not need.
     fn has_settled_beyond(&self, chunks: &Runs, now: Instant, limits: &Limits) -> bool {
-        now >= self.grew + limits.settled && minus(chunks, &self.chunks).is_empty()
+        now >= self.grew + limits.settled && chunks.difference(&self.chunks).is_empty()
     }
 
     /// It does not have these.
@@ -231,6 +262,8 @@ pub(super) struct Layer {
     pub(super) ahead: Runs,
     /// What is under way with the owners of its extents.
     pub(super) quests: Quests,
+    /// Its prefetch found nothing to ask, and what has to change first.
+    pub(super) quiet: Option<Quiet>,
 }
 
 impl Layer {
@@ -253,6 +286,7 @@ impl Layer {
             readahead: Readahead::default(),
             ahead: Runs::new(),
             quests: Quests::new(),
+            quiet: None,
         }
     }
 
@@ -418,8 +452,8 @@ impl Reads {
     }
 
     /// Layers that reads of `class` wait for.
-    pub(super) fn layer_count(&self, class: Class) -> usize {
-        self.waiting_of.keys().filter(|(other, _)| *other == class).count()
+    pub(super) fn layers(&self, class: Class) -> impl Iterator<Item = DiffId> {
+        self.waiting_of.keys().filter(move |(other, _)| *other == class).map(|(_, layer)| *layer)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (ReadId, &Read)> {

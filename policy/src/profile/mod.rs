@@ -17,6 +17,7 @@
 
 pub mod carry;
 pub mod codec;
+pub mod files;
 mod merge;
 pub mod paths;
 mod prefetch;

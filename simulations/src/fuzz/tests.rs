@@ -3,7 +3,7 @@
 use super::*;
 
 /// Of [`the_fingerprint_is_the_pinned_one`].
-const PINNED: &str = "4277fa8c207d76bc40e0ac34b9156ce9f1290ee7c1857700bb1ecff2584c98b9";
+const PINNED: &str = "d40cfe09d47353e6de622d222ac1010fd743f306b0a6b2e9ff77220c166f84a8";
 
 /// Seeds that are tried for each error on purpose.
 const SEEDS: u64 = 200;

@@ -8,6 +8,7 @@ mod shipped;
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::strategy::Strategy;
 use crate::units::{Bytes, Rate, Share, Time};
 
 pub use shipped::{SHIPPED, shipped};
@@ -83,6 +84,8 @@ pub struct ClusterConfig {
     pub disk: Rate,
     /// Speed at which a node decompresses what the registry sends, in bytes of output.
     pub decode: Rate,
+    /// Speed at which a node that pulls whole layers unpacks one, in bytes of output.
+    pub unpack: Rate,
     /// Bytes of a chunk on the wire between nodes, as a share of the plain ones.
     pub peer_wire: Share,
     /// Connections that each node has opened to random others before anything starts.
@@ -108,6 +111,7 @@ impl Default for ClusterConfig {
             zone_latency: Time(500_000),
             disk: Rate(1_500_000_000),
             decode: Rate(600_000_000),
+            unpack: Rate(130_000_000),
             peer_wire: Share(10_000),
             partners: 8,
             gossip: Time(300_000_000),
@@ -115,17 +119,6 @@ impl Default for ClusterConfig {
             lookup: Time(6_000_000),
         }
     }
-}
-
-/// What stands where a Hermes node stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Strategy {
-    /// The production policy in a swarm.
-    #[default]
-    Hermes,
-    /// The production policy without a swarm: each node reads the registry lazily for itself.
-    RegistryOnly,
 }
 
 /// Where images come from.
@@ -157,7 +150,7 @@ impl Default for RegistryConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageConfig {
-    /// A shape's file; the parameters below count for nothing then.
+    /// A shape's file. Of the parameters below only `start_chunks` counts then, when nobody has recorded a start.
     pub shape: Option<String>,
     /// Uncompressed bytes.
     pub size: Bytes,
@@ -218,7 +211,7 @@ pub enum Prefetch {
 }
 
 /// When starts happen.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorkloadConfig {
     /// Which.
@@ -229,12 +222,29 @@ pub struct WorkloadConfig {
     pub per_minute: u32,
     /// Autoscaler: nodes that run the image already.
     pub warm: u32,
+    /// Preloading: how long before the first start it begins.
+    pub lead: Time,
     /// Rolling update: nodes that start at once; the next one begins when one is ready.
     pub surge: u32,
     /// Rolling update: layers, from the top, that are not those of the version before.
     pub changed_layers: u16,
     /// Rolling update: chunks of a changed layer that the version before does not have.
     pub changed: Share,
+}
+
+impl Default for WorkloadConfig {
+    fn default() -> Self {
+        Self {
+            kind: WorkloadKind::default(),
+            spread: Time(0),
+            per_minute: 0,
+            warm: 0,
+            lead: Time(600_000_000_000),
+            surge: 0,
+            changed_layers: 0,
+            changed: Share(0),
+        }
+    }
 }
 
 /// Kinds of workload.
@@ -281,6 +291,8 @@ pub enum FaultKind {
     Kill,
     /// The same, but the hosts say nothing any more: nobody is told that connections are gone.
     PowerLoss,
+    /// All nodes of the last zone lose power, whatever `share` says.
+    ZoneLoss,
     /// Nodes stop and go on later as if nothing had been.
     Pause,
     /// Cards and disks are slower by `factor`.
@@ -301,6 +313,44 @@ pub enum FaultKind {
     RegistryBusy,
     /// All bodies of the registry that are on their way break off.
     RegistryCut,
+}
+
+impl FaultKind {
+    /// Those that random worlds have: they draw by place, so that another order is another world for every seed. The loss of a
+    /// zone is a power loss of some nodes.
+    pub const ALL: [Self; 12] = [
+        Self::Kill,
+        Self::PowerLoss,
+        Self::Pause,
+        Self::Slow,
+        Self::Corrupt,
+        Self::Partition,
+        Self::Deaf,
+        Self::StaleList,
+        Self::Drift,
+        Self::RegistryDown,
+        Self::RegistryBusy,
+        Self::RegistryCut,
+    ];
+
+    /// What it is called in reports.
+    pub const fn describe(self) -> &'static str {
+        match self {
+            Self::Kill => "nodes end",
+            Self::PowerLoss => "nodes lose power",
+            Self::ZoneLoss => "zone lost",
+            Self::Pause => "nodes pause",
+            Self::Slow => "nodes are slow",
+            Self::Corrupt => "nodes give wrong bytes",
+            Self::Partition => "partition",
+            Self::Deaf => "one-way partition",
+            Self::StaleList => "stale member lists",
+            Self::Drift => "quick clocks",
+            Self::RegistryDown => "registry down",
+            Self::RegistryBusy => "registry busy",
+            Self::RegistryCut => "registry cuts bodies",
+        }
+    }
 }
 
 /// What must come of a run: the checkers take these as bounds.

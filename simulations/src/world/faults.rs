@@ -8,6 +8,7 @@ use hermes_policy::event::AskId;
 
 use super::{Happening, World};
 use crate::queue::{MILLISECOND, Nanos};
+use crate::report::Mark;
 use crate::scenario::{FaultConfig, FaultKind};
 use crate::units::Rate;
 
@@ -28,6 +29,9 @@ impl World {
     pub(super) fn fault(&mut self, no: usize, ends: bool) {
         let scenario = std::sync::Arc::clone(&self.scenario);
         let fault = &scenario.faults[no];
+        let (now, what) = (self.queue.now(), fault.kind.describe());
+        let verb = if ends { "ends" } else { "begins" };
+        self.marks.push(Mark { at_ns: now, what: format!("{what} {verb}") });
         if ends {
             self.fault_ends(no, fault);
         } else {
@@ -43,6 +47,11 @@ impl World {
         let mut there: Vec<u32> = (0..self.nodes.len() as u32)
             .filter(|no| self.nodes[*no as usize].joined && self.nodes[*no as usize].up)
             .collect();
+        if fault.kind == FaultKind::ZoneLoss {
+            let last = self.scenario.cluster.zones - 1;
+            there.retain(|no| self.nodes[*no as usize].zone == last);
+            return there;
+        }
         let wanted = fault.share.of(there.len() as u64).max(u64::from(fault.share.0 > 0)) as usize;
         let mut drawn = Vec::with_capacity(wanted);
         while drawn.len() < wanted && !there.is_empty() {
@@ -58,7 +67,9 @@ impl World {
         let detection = self.scenario.cluster.failure_detection.0;
         match fault.kind {
             FaultKind::Kill => hit.iter().for_each(|node| self.kill(*node, true, fault.lasts.is_some())),
-            FaultKind::PowerLoss => hit.iter().for_each(|node| self.kill(*node, false, fault.lasts.is_some())),
+            FaultKind::PowerLoss | FaultKind::ZoneLoss => {
+                hit.iter().for_each(|node| self.kill(*node, false, fault.lasts.is_some()))
+            }
             FaultKind::Pause => {
                 let until = until.min(now + 3600 * crate::queue::SECOND);
                 for node in &hit {
@@ -98,7 +109,7 @@ impl World {
         let hit = std::mem::take(&mut self.hit[no]);
         let gossip = self.scenario.cluster.gossip.0;
         match fault.kind {
-            FaultKind::Kill | FaultKind::PowerLoss => {
+            FaultKind::Kill | FaultKind::PowerLoss | FaultKind::ZoneLoss => {
                 for node in hit {
                     if !self.nodes[node as usize].up {
                         self.resume(node);
@@ -128,11 +139,10 @@ impl World {
     }
 
     fn slow_down(&mut self, no: u32, factor: u32) {
-        let cluster = &self.scenario.cluster;
-        let up = cluster.upload_limit.map_or(cluster.nic, |limit| limit.min(cluster.nic));
+        let (up, down) = super::card_of(&self.scenario.cluster);
         let (uplink, downlink) = (self.nodes[no as usize].uplink, self.nodes[no as usize].downlink);
         self.net.set_rate(uplink, Rate((up.0 / u64::from(factor)).max(1)));
-        self.net.set_rate(downlink, Rate((cluster.nic.0 / u64::from(factor)).max(1)));
+        self.net.set_rate(downlink, Rate((down.0 / u64::from(factor)).max(1)));
         self.membership.slow.insert(no, factor);
     }
 
@@ -149,6 +159,12 @@ impl World {
         for peer in dialing {
             self.nodes[peer as usize].dialing.remove(&no);
         }
+        if !self.strategy().is_policy() {
+            self.rival_dies(no, |world, other| match resets {
+                true => world.latency(no, other),
+                false => world.scenario.cluster.failure_detection.0 * 10,
+            });
+        }
         self.net.close_all(|purpose| purpose.from == Some(no));
         let asks: Vec<AskId> = self.nodes[no as usize].asks.keys().copied().collect();
         for ask in asks {
@@ -156,8 +172,9 @@ impl World {
                 self.net.close(flow);
             }
         }
+        let limits = self.strategy().limits();
         let node = &mut self.nodes[no as usize];
-        node.die();
+        node.die(limits);
         if !comes_back {
             if node.start.as_ref().is_some_and(|start| start.ready.is_none()) && !node.lost {
                 node.lost = true;

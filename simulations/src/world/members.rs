@@ -18,7 +18,8 @@ use super::wire::Word;
 use super::{Happening, World};
 use crate::net::{LinkNo, Network};
 use crate::queue::{Nanos, SECOND};
-use crate::scenario::{Scenario, Strategy};
+use crate::scenario::Scenario;
+use crate::strategy::Strategy;
 
 /// Holders of a layer that the DHT remembers, and that one search finds (`holders_enough` in `p2p/config.rs`).
 const PROVIDERS_MAX: usize = 64;
@@ -38,6 +39,8 @@ pub(super) struct Membership {
     /// How much slower some nodes are.
     pub(super) slow: BTreeMap<u32, u32>,
     epoch: u64,
+    /// The list as all have it who are in it and believed to live, until it changes.
+    shared: Option<Members>,
     /// A change is on its way to be noticed.
     planned: bool,
     /// Newest providers of each layer, the newest last.
@@ -54,6 +57,7 @@ impl Membership {
             gone: BTreeSet::new(),
             slow: BTreeMap::new(),
             epoch: 1,
+            shared: None,
             planned: false,
             providers: vec![Vec::new(); layers],
         }
@@ -67,19 +71,41 @@ fn key(no: u32) -> u64 {
 
 impl World {
     pub(super) fn has_swarm(&self) -> bool {
-        self.scenario.cluster.strategy == Strategy::Hermes
+        self.scenario.cluster.strategy.has_swarm()
     }
 
-    /// The list as `viewer` hears it now.
-    fn list(&self, viewer: u32) -> Members {
-        let beyond = |no: u32| self.parts.values().any(|(part, _)| part.contains(&viewer) != part.contains(&no));
+    /// The list as `viewer` hears it now. Most hear the same one, and share it.
+    fn list(&mut self, viewer: u32) -> Members {
+        let own = self.strategy() == Strategy::HermesNoOwners
+            || !self.parts.is_empty()
+            || self.membership.gone.contains(&viewer)
+            || !self.nodes[viewer as usize].joined;
+        if own {
+            return self.list_of(Some(viewer)).seen_by(PeerNo(viewer));
+        }
+        if self.membership.shared.is_none() {
+            self.membership.shared = Some(self.list_of(None));
+        }
+        self.membership.shared.as_ref().map_or_else(Members::default, |list| list.seen_by(PeerNo(viewer)))
+    }
+
+    /// The list as one node sees it, or as nobody in particular.
+    fn list_of(&self, viewer: Option<u32>) -> Members {
+        let beyond = |no: u32| {
+            let parted =
+                |viewer: u32| self.parts.values().any(|(part, _)| part.contains(&viewer) != part.contains(&no));
+            viewer.is_some_and(parted)
+        };
+        let strategy = self.strategy();
         let joined = self.nodes.iter().enumerate().filter(|(_, node)| node.joined);
         let members = joined.map(|(no, node)| {
             let no = no as u32;
-            let eligible = no == viewer || !(self.membership.gone.contains(&no) || beyond(no));
-            Member { peer: PeerNo(no), key: key(no), zone: ZoneNo(node.zone), eligible }
+            let there = viewer == Some(no) || !(self.membership.gone.contains(&no) || beyond(no));
+            let eligible = there && (viewer == Some(no) || strategy != Strategy::HermesNoOwners);
+            let zone = ZoneNo(if strategy == Strategy::HermesNoZones { 0 } else { node.zone });
+            Member { peer: PeerNo(no), key: key(no), zone, eligible }
         });
-        Members::new(self.membership.epoch, PeerNo(viewer), members.collect())
+        Members::new(self.membership.epoch, PeerNo(u32::MAX), members.collect())
     }
 
     pub(super) fn tell_list(&mut self, no: u32) {
@@ -103,7 +129,7 @@ impl World {
         self.membership.epoch += 1;
         let silent = |node: &crate::node::Node| node.joined && (!node.up || node.paused_until > now);
         let gone = self.nodes.iter().enumerate().filter(|(_, node)| silent(node)).map(|(no, _)| no as u32).collect();
-        self.membership.gone = gone;
+        (self.membership.gone, self.membership.shared) = (gone, None);
         for no in 0..self.nodes.len() as u32 {
             let node = &self.nodes[no as usize];
             if node.up && node.joined && !node.stale {
@@ -127,7 +153,10 @@ impl World {
     /// A node comes into the cluster, or back: it connects to partners, and all hear of it.
     pub(super) fn join(&mut self, no: u32) {
         let node = &mut self.nodes[no as usize];
-        (node.joined, node.up) = (true, true);
+        node.up = true;
+        if !std::mem::replace(&mut node.joined, true) {
+            self.membership.shared = None;
+        }
         if !self.has_swarm() {
             return;
         }

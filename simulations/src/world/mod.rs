@@ -13,6 +13,7 @@
 //! | `wire` | connections and words between nodes |
 //! | `origin` | the registry |
 //! | `members` | the member list and the DHT |
+//! | `rival` | models of other systems, which stand where nodes of Hermes stand |
 //! | `starts` | what programs read, and when they start |
 //! | `faults` | what goes wrong |
 //!
@@ -22,6 +23,7 @@ mod driver;
 mod faults;
 mod members;
 mod origin;
+pub(crate) mod rival;
 pub(crate) mod serve;
 mod starts;
 mod wire;
@@ -39,11 +41,13 @@ use crate::ledger::Excess;
 use crate::net::{FlowNo, LinkNo, Network};
 use crate::node::Node;
 use crate::queue::{MILLISECOND, Nanos, Queue, SECOND};
-use crate::report::{Report, Series};
+use crate::report::{Mark, Report, Series};
 use crate::sabotage::Sabotage;
-use crate::scenario::Scenario;
+use crate::scenario::{ClusterConfig, Scenario};
 use crate::shape::Shape;
+use crate::strategy::model::hosts;
 use crate::trace::Trace;
+use crate::units::Rate;
 
 pub(crate) use driver::TIMER_SLACK;
 pub(crate) use wire::Word;
@@ -94,6 +98,8 @@ pub(crate) enum Happening {
     Found { node: u32, life: u32, layer: u16 },
     /// Holders that have not said what they have are not waited for any longer.
     LookupEnds { node: u32, life: u32, layer: u16 },
+    /// A node of a model goes on.
+    Rival { node: u32, life: u32, step: rival::Step },
     /// A program reads on.
     Read { node: u32 },
     /// A pod lands on a node.
@@ -140,6 +146,12 @@ pub struct Progress {
     pub happened: u64,
 }
 
+/// The speeds of a node's card, out and in.
+fn card_of(cluster: &ClusterConfig) -> (Rate, Rate) {
+    let up = cluster.upload_limit.map_or(cluster.nic, |limit| limit.min(cluster.nic));
+    rival::card(cluster.strategy, cluster.nic, up)
+}
+
 /// The world. See the module.
 pub struct World {
     scenario: Arc<Scenario>,
@@ -150,6 +162,7 @@ pub struct World {
     nodes: Vec<Node>,
     registry: RegistryState,
     membership: Membership,
+    rivals: rival::Rivals,
     /// Nodes that each fault has hit.
     hit: Vec<Vec<u32>>,
     /// Nodes beyond a partition, by fault, and whether the rest hears them.
@@ -161,8 +174,10 @@ pub struct World {
     sabotage: Option<Sabotage>,
     spare: Vec<Vec<Action>>,
     starts: u32,
+    begun: u32,
     ready: u32,
     lost: u32,
+    marks: Vec<Mark>,
     /// Nodes of the rolling update that wait for their turn.
     to_roll: Vec<u32>,
     last_change: Nanos,
@@ -180,11 +195,12 @@ impl World {
         let registry = RegistryState::new(&scenario, &mut net);
         let membership = Membership::new(&scenario, &mut net, shape.layers.len());
         let cluster = &scenario.cluster;
-        let up = cluster.upload_limit.map_or(cluster.nic, |limit| limit.min(cluster.nic));
+        let (up, down) = card_of(cluster);
         let node_seed = rng.next_u64();
-        let nodes = (0..cluster.nodes).map(|no| {
-            let links = (net.add_link(up, true), net.add_link(cluster.nic, false));
-            Node::new(no, no % cluster.zones, shape.layers.len(), links, node_seed)
+        let limits = cluster.strategy.limits();
+        let nodes = (0..cluster.nodes + hosts(cluster.strategy)).map(|no| {
+            let links = (net.add_link(up, true), net.add_link(down, false));
+            Node::new(no, no % cluster.zones, shape.layers.len(), links, node_seed, limits.clone())
         });
         let nodes: Vec<Node> = nodes.collect();
         let numbers = shape.layers.iter().enumerate().map(|(place, layer)| (layer.diff_id, place as u16));
@@ -193,6 +209,7 @@ impl World {
             checkers: Checkers::new(&scenario, seed),
             hit: vec![Vec::new(); scenario.faults.len()],
             parts: BTreeMap::new(),
+            rivals: rival::Rivals::new(scenario.cluster.strategy, &shape),
             faults_left: scenario.faults.len(),
             scenario,
             shape,
@@ -206,8 +223,10 @@ impl World {
             sabotage,
             spare: Vec::new(),
             starts: 0,
+            begun: 0,
             ready: 0,
             lost: 0,
+            marks: Vec::new(),
             to_roll: Vec::new(),
             last_change: 0,
             series: Series::default(),
@@ -273,6 +292,7 @@ impl World {
             Happening::News { node, layer, .. } => self.news(node, layer),
             Happening::Found { node, layer, .. } => self.found(node, layer),
             Happening::LookupEnds { node, layer, .. } => self.lookup_ends(node, layer),
+            Happening::Rival { node, step, .. } => self.rival_step(node, step),
             Happening::Read { node } => self.read_on(node),
             Happening::Arrives { node } => self.arrives(node),
             Happening::Notice => self.notice(),
@@ -299,6 +319,7 @@ impl World {
             | Happening::News { node, life, .. }
             | Happening::Found { node, life, .. }
             | Happening::LookupEnds { node, life, .. }
+            | Happening::Rival { node, life, .. }
             | Happening::List { node, life } => (*node, Some(*life)),
             Happening::Read { node } | Happening::Arrives { node } => (*node, None),
             _ => return Some(happening),
@@ -349,7 +370,8 @@ impl World {
             self.violated(kind, what);
         }
         let (sent, _) = self.net.sent(self.registry.link);
-        self.series.sample(now, sent, self.ready);
+        let peers = self.nodes.iter().map(|node| node.counts.from_peers).sum();
+        self.series.sample(now, (sent, peers), (self.begun, self.ready));
         self.queue.after(CHECK_EVERY, Happening::Check);
     }
 
@@ -424,6 +446,16 @@ impl World {
     /// Starts that were to be ready, are, and died with their node.
     pub(crate) fn start_counts(&self) -> (u32, u32, u32) {
         (self.starts, self.ready, self.lost)
+    }
+
+    /// Bytes that left a zone for another.
+    pub(crate) fn between_zones_bytes(&self) -> u64 {
+        self.membership.zone_links.iter().map(|(out, _)| self.net.sent(*out).0).sum()
+    }
+
+    /// What went wrong when.
+    pub(crate) fn marks(&self) -> &[Mark] {
+        &self.marks
     }
 
     /// Spans that the registry was asked for in vain or more than once.

@@ -125,7 +125,7 @@ impl World {
     }
 
     /// Whether the registry refuses a request now, and what it says about when to come back.
-    fn registry_refuses(&mut self, now: Nanos) -> Option<Option<std::time::Duration>> {
+    pub(super) fn registry_refuses(&mut self, now: Nanos) -> Option<Option<std::time::Duration>> {
         let config = &self.scenario.registry;
         if now < self.registry.down_until {
             return Some(None);
@@ -176,6 +176,7 @@ impl World {
 
     /// All bodies on their way break off.
     pub(super) fn cut_registry(&mut self) {
+        self.cut_transfers();
         for no in 0..self.nodes.len() as u32 {
             let asks = self.nodes[no as usize].asks.iter();
             let cut: Vec<AskId> = asks.filter(|(_, ask)| ask.flow.is_some()).map(|(id, _)| *id).collect();

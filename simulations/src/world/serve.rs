@@ -15,6 +15,7 @@ use super::{Happening, World};
 use crate::net::{FlowNo, Purpose};
 use crate::node::Answer;
 use crate::queue::{MILLISECOND, Nanos, SECOND};
+use crate::strategy::Strategy;
 
 /// The limits of `UploadLimits::default()` in `p2p/config.rs`.
 pub(crate) const TRANSFERS_MAX: u32 = 64;
@@ -275,7 +276,9 @@ impl World {
         let sent = self.net.sent_one(link, self.queue.now());
         if let Some((flow, tag, len)) = sent.arrived {
             let purpose = self.net.purpose(flow);
-            if let Some(from) = purpose.from {
+            if !self.strategy().is_policy() {
+                self.unit_arrived(purpose, tag != 0, len);
+            } else if let Some(from) = purpose.from {
                 if self.reaches(from, purpose.to) {
                     self.came(Happening::Chunk {
                         node: purpose.to,
@@ -289,7 +292,9 @@ impl World {
                 self.came(Happening::Piece { node: to, life: to_life, ask: AskId(ask), span: tag, len_bytes: len });
             }
         }
-        if let Some(flow) = sent.drained {
+        if let Some(flow) = sent.drained
+            && self.strategy().is_policy()
+        {
             self.drained(flow);
         }
     }
@@ -378,30 +383,56 @@ impl World {
         answer.flow
     }
 
+    /// What others are told that is here. Without relaying, that is nothing before the node's own start is over.
+    fn shown(&self, no: u32, layer: u16) -> Runs {
+        let node = &self.nodes[no as usize];
+        let starts = node.start.as_ref().is_some_and(|start| start.ready.is_none());
+        match self.strategy() {
+            Strategy::HermesNoRelay if starts => Runs::new(),
+            _ => node.layers[usize::from(layer)].have.clone(),
+        }
+    }
+
+    /// A start is over: what was not told before is told now.
+    pub(super) fn tell_all(&mut self, no: u32) {
+        if self.strategy() != Strategy::HermesNoRelay {
+            return;
+        }
+        for layer in 0..self.shape.layers.len() as u16 {
+            let node = &mut self.nodes[no as usize];
+            let (life, here) = (node.life, &mut node.layers[usize::from(layer)]);
+            if !here.watchers.is_empty() && !here.news_planned {
+                here.news_planned = true;
+                self.queue.after(NEWS_EVERY, Happening::News { node: no, life, layer });
+            }
+        }
+    }
+
     /// Another node asks what is here.
     pub(super) fn say_have(&mut self, no: u32, from: u32, layer: u16) {
-        let chunks = self.nodes[no as usize].layers[usize::from(layer)].have.clone();
+        let chunks = self.shown(no, layer);
         self.say(no, from, Word::HaveMap { layer, chunks });
     }
 
     /// Another node wants to be told what is here and what comes; only of a layer that is known here.
     pub(super) fn watched(&mut self, no: u32, from: u32, layer: u16) {
         let watching: usize = self.nodes[no as usize].layers.iter().map(|layer| layer.watchers.len()).sum();
+        let chunks = self.shown(no, layer);
         let here = &mut self.nodes[no as usize].layers[usize::from(layer)];
         if !here.open || watching >= WATCHERS_MAX {
             return;
         }
         here.watchers.insert(from);
-        here.told.insert_all(&here.have.clone());
-        let chunks = here.have.clone();
+        here.told.insert_all(&chunks);
         self.say(no, from, Word::More { layer, chunks });
     }
 
     /// Tells watchers what came since the last time.
     pub(super) fn news(&mut self, no: u32, layer: u16) {
+        let shown = self.shown(no, layer);
         let here = &mut self.nodes[no as usize].layers[usize::from(layer)];
         here.news_planned = false;
-        let chunks = here.have.difference(&here.told);
+        let chunks = shown.difference(&here.told);
         if chunks.is_empty() {
             return;
         }

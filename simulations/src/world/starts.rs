@@ -12,6 +12,7 @@ use super::{Happening, World};
 use crate::node::{Start, Waiting};
 use crate::queue::{Nanos, SECOND};
 use crate::scenario::{Prefetch, WorkloadKind};
+use crate::strategy::Strategy;
 
 /// How long prefetch is worth waiting for: as long as `hermes complete` waits for one layer.
 const PREFETCH_DEADLINE: Nanos = 600 * SECOND;
@@ -22,7 +23,10 @@ impl World {
     /// Plans the whole run.
     pub(super) fn begin(&mut self) {
         let work = self.scenario.workload.clone();
-        let nodes = self.nodes.len() as u32;
+        let nodes = self.scenario.cluster.nodes;
+        let strategy = self.strategy();
+        let settled = SETTLED + if strategy == Strategy::Preload { work.lead.0 } else { 0 };
+        self.begin_hosts();
         let members = if work.kind == WorkloadKind::Autoscaler { work.warm } else { nodes };
         for no in 0..members {
             let node = &mut self.nodes[no as usize];
@@ -30,7 +34,9 @@ impl World {
         }
         (0..members).for_each(|no| self.join(no));
         let first = if work.kind == WorkloadKind::Autoscaler { work.warm } else { 0 };
-        (0..first).for_each(|no| self.have_everything(no));
+        if strategy != Strategy::HermesNoSeeds {
+            (0..first).for_each(|no| self.have_everything(no));
+        }
         self.starts = nodes - first;
         let interval = 60 * SECOND / u64::from(work.per_minute.max(1));
         for no in first..nodes {
@@ -47,11 +53,14 @@ impl World {
                     0
                 }
             };
-            self.last_change = self.last_change.max(SETTLED + at);
-            self.queue.at(SETTLED + at, Happening::Arrives { node: no });
+            self.last_change = self.last_change.max(settled + at);
+            self.queue.at(settled + at, Happening::Arrives { node: no });
         }
         self.to_roll.reverse();
-        self.plan_faults(SETTLED);
+        if strategy == Strategy::Preload {
+            (first..members).for_each(|no| self.preload(no, SETTLED));
+        }
+        self.plan_faults(settled);
         self.queue.at(SETTLED, Happening::Check);
     }
 
@@ -60,7 +69,10 @@ impl World {
         for place in 0..self.shape.layers.len() {
             self.nodes[no as usize].layers[place].have = self.shape.layers[place].hot.clone();
         }
-        self.open_layers(no, None);
+        self.has_layers(no, 0..self.shape.layers.len());
+        if self.strategy().is_policy() {
+            self.open_layers(no, None);
+        }
     }
 
     /// A node that runs the version before has the layers that have not changed.
@@ -69,6 +81,7 @@ impl World {
         for place in 0..kept {
             self.nodes[no as usize].layers[place].have = self.shape.layers[place].hot.clone();
         }
+        self.has_layers(no, 0..kept);
     }
 
     /// What of a changed layer the version before has, in other places: the same on all nodes.
@@ -113,6 +126,10 @@ impl World {
         let now = self.queue.now();
         let start = Start { began: now, next: 0, done: 0, ready: None, again: Vec::new(), at: Default::default() };
         self.nodes[no as usize].start = Some(start);
+        self.begun += 1;
+        if !self.strategy().is_policy() {
+            return self.rival_starts(no);
+        }
         let prefetch = self.scenario.start.prefetch;
         self.open_layers(no, Some(&prefetch));
         self.prefetch(no);
@@ -122,7 +139,11 @@ impl World {
     fn prefetch(&mut self, no: u32) {
         for place in 0..self.shape.layers.len() {
             let all = 0..self.shape.layers[place].geometry.chunk_count();
-            let wanted = match self.scenario.start.prefetch {
+            let prefetch = match self.strategy() {
+                Strategy::HermesNoProfile => Prefetch::None,
+                _ => self.scenario.start.prefetch,
+            };
+            let wanted = match prefetch {
                 Prefetch::None => Runs::new(),
                 Prefetch::Profile => self.shape.layers[place].hot.clone(),
                 Prefetch::All => Runs::one(all),
@@ -139,6 +160,10 @@ impl World {
         let node = &mut self.nodes[no as usize];
         let read = node.read_id();
         node.reads.insert(read, Waiting { layer, chunks: chunks.clone(), class, since: now });
+        if !self.scenario.cluster.strategy.is_policy() {
+            self.lazy_need(no, layer, &chunks);
+            return read;
+        }
         let deadline = node.clock(now + patience);
         let layer = self.shape.layers[usize::from(layer)].diff_id;
         self.tell(no, Event::ReadNeeds { read, layer, chunks, class, deadline });
@@ -200,6 +225,7 @@ impl World {
         }
         start.ready = Some(now);
         self.ready += 1;
+        self.tell_all(no);
         if let Some(next) = self.to_roll.pop() {
             self.last_change = now;
             self.queue.after(0, Happening::Arrives { node: next });
@@ -272,6 +298,9 @@ impl World {
         let near: Vec<u32> = self.nodes[no as usize].connected.iter().copied().collect();
         near.into_iter().for_each(|peer| self.tell(no, Event::PeerUp { peer: PeerNo(peer) }));
         if self.nodes[no as usize].start.is_some() {
+            if !self.strategy().is_policy() {
+                return self.rival_starts(no);
+            }
             self.open_layers(no, Some(&Prefetch::None));
             self.prefetch(no);
             (0..self.scenario.start.parallel).for_each(|_| self.read_on(no));

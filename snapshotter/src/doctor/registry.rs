@@ -8,7 +8,7 @@ use http::header::DATE;
 use tokio::time::Instant;
 
 use super::Finding;
-use crate::origin::{ImageSource, OriginClient, OriginConfig, speaks_plain_http};
+use hermes_origin::{ImageSource, OriginClient, OriginConfig, speaks_plain_http};
 
 /// How long each request may take in all.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);

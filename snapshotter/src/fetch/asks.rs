@@ -15,13 +15,15 @@ use hermes_image::ids::{ChunkNo, SpanNo};
 use hermes_image::runs::Runs;
 use hermes_image::span::{SpanDecoder, SpanError};
 use hermes_image::verify::Verified;
+use hermes_origin::LayerDescriptor;
 use hermes_p2p::{Arrival, Asking, ExchangeError, HaveNews, PeerId};
-use hermes_policy::class::ErrorClass;
+use hermes_policy::class::{Class, ErrorClass};
 use hermes_policy::event::{AskId, OriginNo, Outcome, Reason};
 use hermes_store::Store;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::blob::{Blob, SpanIndexError};
 use super::layer::{LayerOrigin, OpenLayer, Rank};
 use super::{Brought, COMMANDS_MAX, Command};
 use crate::metrics::{ArrivedFrom, Egress, RECORDED};
@@ -46,6 +48,8 @@ const _: () = assert!(PIECES_MAX < COMMANDS_MAX, "asks must not fill the driver'
 /// What an ask works with.
 pub(super) struct Ask {
     pub(super) id: Option<AskId>,
+    /// Why its chunks are wanted.
+    pub(super) class: Class,
     pub(super) store: Arc<Store>,
     pub(super) peers: Option<hermes_p2p::Node>,
     pub(super) reports: mpsc::Sender<Command>,
@@ -114,7 +118,7 @@ pub(super) async fn local(work: Ask, open: Arc<OpenLayer>, chunks: Runs) -> Outc
 async fn report_local(work: &Ask, open: &OpenLayer, arrived: Runs) -> u64 {
     let bytes = arrived.iter().map(|run| len_of(open, run)).sum();
     open.counters.local.fetch_add(bytes, Ordering::Relaxed);
-    RECORDED.arrived(ArrivedFrom::Local, bytes);
+    RECORDED.arrived(ArrivedFrom::Local, work.class, bytes);
     let from = Some(Brought { ask: work.id, from: ArrivedFrom::Local, bytes, again_bytes: 0 });
     let command = Command::Arrived { layer: open.diff_id(), chunks: arrived, overflow: Vec::new(), from };
     let _ = work.reports.send(command).await;
@@ -150,7 +154,7 @@ pub(super) async fn peer(work: Ask, open: Arc<OpenLayer>, peer: PeerId, asking: 
             match stored {
                 Ok(len) => {
                     open.counters.peer.fetch_add(len, Ordering::Relaxed);
-                    RECORDED.arrived(ArrivedFrom::Peer, len);
+                    RECORDED.arrived(ArrivedFrom::Peer, work.class, len);
                 }
                 Err(outcome) => return outcome,
             }
@@ -215,18 +219,20 @@ async fn report(work: &Ask, command: impl FnOnce(AskId) -> Command) {
 /// Reads a run of spans from the registry in one request and decodes it. `asked` is the registry that the policy means, and why
 /// it is asked.
 ///
-/// Where several images have the layer, one registry's refusal is not the layer's: the others are asked in turn. One
+/// Where several images have the blob, one registry's refusal is not the blob's: the others are asked in turn. One
 /// that fails in passing is asked last the next time, after the rest that the policy gives it.
 pub(super) async fn registry(
     work: Ask,
     open: Arc<OpenLayer>,
+    blob: Arc<Blob>,
     (asked, reason): (OriginNo, Reason),
     spans: Range<u32>,
     timeout: Duration,
 ) -> Outcome {
     let mut refused = failed(ErrorClass::NotFound);
-    for (place, origin) in open.origins().into_iter().enumerate() {
-        let outcome = read_spans(&work, &open, &origin, spans.clone(), (reason, timeout)).await;
+    for (place, (origin, descriptor)) in open.origins_of(&blob).into_iter().enumerate() {
+        let from = Place { blob: &blob, origin: &origin, descriptor: &descriptor };
+        let outcome = read_spans(&work, &open, from, spans.clone(), (reason, timeout)).await;
         match outcome {
             Outcome::Failed { class: ErrorClass::NotFound | ErrorClass::Denied | ErrorClass::PeerFault, .. } => {
                 refused = outcome;
@@ -247,29 +253,38 @@ pub(super) async fn registry(
     refused
 }
 
+/// What is read where.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    blob: &'a Blob,
+    origin: &'a LayerOrigin,
+    descriptor: &'a LayerDescriptor,
+}
+
 async fn read_spans(
     work: &Ask,
     open: &Arc<OpenLayer>,
-    origin: &LayerOrigin,
+    Place { blob, origin, descriptor }: Place<'_>,
     spans: Range<u32>,
     (reason, timeout): (Reason, Duration),
 ) -> Outcome {
-    let decoder = match decoder(open, spans.clone()).await {
+    let decoder = match decoder(open, blob, spans.clone()).await {
         Ok(decoder) => decoder,
         Err(error) => {
             tracing::error!(layer = %open.diff_id(), %error, "the registry cannot be read without the seek table");
             return failed(error.class());
         }
     };
-    let range = match open.spans().await {
+    let range = match blob.spans(open.layer.table()).await {
         Ok(index) => index.seek.blob_range(spans),
         Err(error) => return failed(error.class()),
     };
     let (pieces, queue) = mpsc::channel(PIECES_MAX);
-    let decoded = Decoded { open: Arc::clone(open), ask: work.id, reason, reports: work.reports.clone() };
+    let decoded =
+        Decoded { open: Arc::clone(open), ask: work.id, class: work.class, reason, reports: work.reports.clone() };
     let decoding = tokio::task::spawn_blocking(move || decode(&decoded, decoder, queue));
     let deadline = Instant::now() + ORIGIN_ASK_MAX;
-    let mut body = std::pin::pin!(origin.origin.read(&origin.descriptor, range, deadline));
+    let mut body = std::pin::pin!(origin.origin.read(descriptor, range, deadline));
     let mut bytes = 0;
     let broken = loop {
         match tokio::time::timeout(timeout, body.next()).await {
@@ -312,7 +327,7 @@ async fn read_spans(
         Ok(Err(DecodeError::Span(error))) => {
             tracing::error!(image = %open.image(), layer = %open.diff_id(), %error, "the registry's bytes are not the ones that were indexed");
             // From a mirror it is no word about the registry.
-            let another = origin.origin.distrust(&origin.descriptor);
+            let another = origin.origin.distrust(descriptor);
             failed(if another { ErrorClass::Transient } else { ErrorClass::PeerFault })
         }
         Ok(Err(DecodeError::Store(error))) => {
@@ -323,11 +338,11 @@ async fn read_spans(
     }
 }
 
-async fn decoder(open: &OpenLayer, spans: Range<u32>) -> Result<SpanDecoder, super::SpanIndexError> {
-    let index = open.spans().await?;
+async fn decoder(open: &OpenLayer, blob: &Blob, spans: Range<u32>) -> Result<SpanDecoder, SpanIndexError> {
+    let index = blob.spans(open.layer.table()).await?;
     let window = index.window(SpanNo(spans.start)).await?;
     SpanDecoder::run(&index.seek, open.layer.table(), spans, &window)
-        .map_err(|error| super::SpanIndexError::Damaged(error.to_string()))
+        .map_err(|error| SpanIndexError::Damaged(error.to_string()))
 }
 
 enum DecodeError {
@@ -339,6 +354,7 @@ enum DecodeError {
 struct Decoded {
     open: Arc<OpenLayer>,
     ask: Option<AskId>,
+    class: Class,
     reason: Reason,
     reports: mpsc::Sender<Command>,
 }
@@ -349,7 +365,7 @@ impl Decoded {
         let bytes: u64 = chunks.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         let Stored { arrived, overflow, again_bytes } = store_chunks(&self.open, chunks).map_err(DecodeError::Store)?;
         self.open.counters.registry.fetch_add(bytes, Ordering::Relaxed);
-        RECORDED.arrived(ArrivedFrom::Registry, bytes);
+        RECORDED.arrived(ArrivedFrom::Registry, self.class, bytes);
         RECORDED.left_registry(Egress::of(self.reason), bytes);
         let from = Some(Brought { ask: self.ask, from: ArrivedFrom::Registry, bytes, again_bytes });
         let command = Command::Arrived { layer: self.open.diff_id(), chunks: arrived, overflow, from };
@@ -422,19 +438,12 @@ async fn tell_have(work: &Ask, open: &OpenLayer, peer: PeerId) {
     }
 }
 
-/// Gets the restart points of a layer.
-pub(super) async fn spans(work: Ask, open: Arc<OpenLayer>) {
+/// Gets the restart points of a blob.
+pub(super) async fn spans(work: Ask, open: Arc<OpenLayer>, blob: Arc<Blob>) {
     let layer = open.diff_id();
-    let found = match open.spans().await {
-        Ok(_) => true,
-        Err(error) => {
-            tracing::error!(image = %open.image(), %layer, %error, "the registry cannot be read without the seek table");
-            // A peer that comes may have it: the policy asks again after a pause.
-            if error.class() == ErrorClass::NotFound {
-                return;
-            }
-            false
-        }
-    };
-    let _ = work.reports.send(Command::SpansFound { layer, found }).await;
+    let found = blob.spans(open.layer.table()).await.map(drop).map_err(|error| {
+        tracing::error!(image = %open.image(), %layer, %error, "the registry cannot be read without the seek table");
+        error.class()
+    });
+    let _ = work.reports.send(Command::SpansFound { layer, blob, found }).await;
 }

@@ -3,9 +3,12 @@
 //! `select -> apply`: gathering is async, deciding is not. It turns commands into facts, hands them to the policy with
 //! the time, and carries out what comes back. It holds no opinion of its own.
 
+mod deciding;
 mod seen;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,22 +16,27 @@ use bytes::Bytes;
 use hermes_image::ids::{ChunkNo, DiffId};
 use hermes_image::runs::Runs;
 use hermes_p2p::MemberList;
-use hermes_p2p::{Asking, PeerEvent, PeerId, Ruling};
-use hermes_policy::event::{self, Action, AskId, ClaimId, Event, FailCause, OriginStanding, Outcome, ReadId, Source};
+use hermes_p2p::{PeerEvent, PeerId, Ruling};
+use hermes_policy::class::ErrorClass;
+use hermes_policy::event::{AskId, ClaimId, Event, Outcome, ReadId, Source};
 use hermes_policy::flight::Flight;
 use hermes_policy::limits::Limits;
+use hermes_policy::record::{FORMAT, Header};
 use hermes_policy::rng::Rng;
 use hermes_store::Store;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use super::asks::{self, Ask};
+use super::asks;
+use super::blob::Blob;
 use super::desk::{Claimed, Claims};
 use super::layer::OpenLayer;
 use super::numbers::PeerNumbers;
-use super::trace::{self, Brought, Tracer};
-use super::{Answer, COMMANDS_MAX, Class, Command, Delivered, FetchError, FetchHandle, Tried};
-use crate::metrics::{ArrivedFrom, RECORDED, RulingGiven};
+use super::overflow::Overflow;
+use super::record::Recorder;
+use super::trace::{Brought, Tracer};
+use super::{Answer, COMMANDS_MAX, Class, Command, Delivered, FetchHandle};
+use crate::metrics::{ArrivedFrom, RECORDED};
 
 /// What the driver works with.
 #[derive(Debug)]
@@ -43,21 +51,34 @@ pub struct FetchConfig {
     pub limits: Limits,
     /// Seed of the policy's random choices.
     pub seed: u64,
+    /// Where all that the policy is told and asks for is written down (docs/simulation.md), if anywhere.
+    pub record: Option<PathBuf>,
 }
 
 /// Starts the driver on the current runtime. It ends when the last handle is dropped.
-pub fn spawn(mut config: FetchConfig) -> FetchHandle {
+///
+/// # Errors
+/// When the record cannot be begun.
+pub fn spawn(mut config: FetchConfig) -> io::Result<FetchHandle> {
+    let begin = |path: &PathBuf| {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let header = Header { format: FORMAT.to_owned(), version, seed: config.seed, limits: config.limits.clone() };
+        Recorder::start(path, &header)
+    };
+    let recorder = config.record.as_ref().map(begin).transpose()?;
     let claims = config.claims.take();
     let (commands, queue) = mpsc::channel(COMMANDS_MAX);
     let (completed, completions) = watch::channel(());
     let (store, started) = (Arc::clone(&config.store), Instant::now());
     let driver = Driver {
         flight: Flight::new(config.limits.clone()),
+        recorder,
         rng: Rng::new(config.seed),
         started,
         timer: None,
         layers: BTreeMap::new(),
         reads: BTreeMap::new(),
+        overflow: Overflow::default(),
         asks: BTreeMap::new(),
         claims: BTreeMap::new(),
         next_claim: 0,
@@ -68,7 +89,7 @@ pub fn spawn(mut config: FetchConfig) -> FetchHandle {
         config,
     };
     tokio::spawn(driver.run(queue, claims));
-    FetchHandle::new(commands, store, completions)
+    Ok(FetchHandle::new(commands, store, completions))
 }
 
 struct Waiting {
@@ -87,16 +108,20 @@ struct Asked {
     task: AbortHandle,
     source: Source,
     layer: DiffId,
+    /// What the registry was asked for.
+    blob: Option<Arc<Blob>>,
 }
 
 struct Driver {
     config: FetchConfig,
     flight: Flight,
+    recorder: Option<Recorder>,
     rng: Rng,
     started: Instant,
     timer: Option<Instant>,
     layers: BTreeMap<DiffId, Arc<OpenLayer>>,
     reads: BTreeMap<ReadId, Waiting>,
+    overflow: Overflow,
     asks: BTreeMap<AskId, Asked>,
     /// Where rulings go.
     claims: BTreeMap<ClaimId, mpsc::Sender<Ruling>>,
@@ -155,24 +180,32 @@ impl Driver {
                 let _ = ready.send(());
             }
             Command::OriginsChanged { layer } => {
-                if let Some(open) = self.layers.get(&layer) {
-                    let origin = open.origin_number();
-                    self.tell(Event::OriginChanged { layer, origin, usable: true });
+                let Some(open) = self.layers.get(&layer) else { return };
+                if open.users_changed() {
+                    self.tell_geometry(layer);
                 }
+                self.tell_origin(layer, true);
             }
             Command::Close { layer } => {
                 self.tell(Event::LayerClosed { layer });
                 self.layers.remove(&layer);
+                self.overflow.forget(layer);
                 self.tracer.closed(layer);
             }
             Command::Need { read, layer, chunks, class, deadline, done } => {
-                let (delivered, since, from) = (Delivered::default(), Instant::now(), None);
-                let waiting = Waiting { layer, chunks: chunks.clone(), class, since, from, delivered, done };
+                let (mut delivered, since, from) = (Delivered::default(), Instant::now(), None);
+                let mut chunks = chunks;
                 if class == Class::Demand
                     && let Some(open) = self.layers.get(&layer)
                 {
                     open.missed(since);
+                    chunks = self.overflow.give(layer, &chunks, &mut delivered);
+                    if chunks.is_empty() {
+                        let _ = done.send(Ok(delivered));
+                        return;
+                    }
                 }
+                let waiting = Waiting { layer, chunks: chunks.clone(), class, since, from, delivered, done };
                 self.reads.insert(read, waiting);
                 let deadline = self.policy_time(deadline);
                 self.tell(Event::ReadNeeds { read, layer, chunks, class, deadline });
@@ -214,11 +247,12 @@ impl Driver {
                 self.tell(Event::ClaimEnded { claim });
             }
             Command::Ended { ask, outcome } => {
-                self.asks.remove(&ask);
+                let asked = self.asks.remove(&ask);
                 self.tracer.ended(ask, Some(&outcome), Instant::now());
                 if let Outcome::Failed { class, .. } = &outcome {
                     RECORDED.ask_failed(*class);
                 }
+                let outcome = self.unless_another_blob(asked, outcome);
                 self.tell(Event::AskEnded { ask, outcome });
             }
             Command::PeerHas { peer, layer, chunks } => {
@@ -226,7 +260,7 @@ impl Driver {
                 self.tell(Event::PeerHas { peer, layer, chunks });
             }
             Command::HoldersFound { layer } => self.tell(Event::HoldersFound { layer }),
-            Command::SpansFound { layer, found } => self.spans_found(layer, found),
+            Command::SpansFound { layer, blob, found } => self.spans_found(layer, &blob, found),
             Command::Status { answer } => {
                 let _ = answer.send(self.flight.status());
             }
@@ -235,6 +269,9 @@ impl Driver {
             }
             Command::Trace { layers, answer } => {
                 let _ = answer.send(self.tracer.of(layers, Instant::now()));
+            }
+            Command::Held { layer, answer } => {
+                let _ = answer.send(self.flight.held_by_peers(layer));
             }
             Command::Peers { peers, answer } => {
                 let _ = answer.send(peers.iter().map(|peer| self.peer_account(peer)).collect());
@@ -283,35 +320,55 @@ impl Driver {
         self.tell(Event::Claimed { claim: no, peer, layer, chunks, extent, class, want });
     }
 
-    fn rule(&mut self, claim: ClaimId, ruling: event::Ruling) {
-        RECORDED.ruled(RulingGiven::of(&ruling));
-        let ruling = match ruling {
-            event::Ruling::Give(chunks) => Ruling::Give(chunks),
-            event::Ruling::Lacks(chunks) => Ruling::Lacks(chunks),
-            event::Ruling::Refer { chunks, peers } => {
-                let peers = peers.into_iter().filter_map(|peer| self.peers.id(peer)).collect();
-                Ruling::Refer { chunks, peers }
-            }
-            event::Ruling::Delegate(chunks) => Ruling::Delegate(chunks),
-            event::Ruling::RegistryRests(wait) => Ruling::RegistryRests(wait),
-            event::Ruling::NotMine { epoch } => Ruling::NotMine { epoch },
-        };
-        if let Some(rulings) = self.claims.get(&claim)
-            && rulings.try_send(ruling).is_err()
-        {
-            // It has gone, or is too slow to be told: then the server ends it.
-            self.claims.remove(&claim);
+    fn spans_found(&mut self, layer: DiffId, blob: &Arc<Blob>, found: Result<(), ErrorClass>) {
+        let is_read = self.layers.get(&layer).is_some_and(|open| Arc::ptr_eq(&open.blob(), blob));
+        match found {
+            _ if !is_read => {}
+            Ok(()) => self.tell_geometry(layer),
+            Err(_) if self.turned_from(layer, blob) => {}
+            // A peer that comes may have it: the policy asks again after a pause.
+            Err(ErrorClass::NotFound) => {}
+            Err(_) => self.tell_origin(layer, false),
         }
     }
 
-    fn spans_found(&mut self, layer: DiffId, found: bool) {
-        let Some(open) = self.layers.get(&layer) else { return };
-        if found {
-            let geometry = open.geometry();
+    /// A refusal is that of one blob: where another image has the layer as another one, that is read from now on, and the
+    /// policy hears of an ask that failed in passing.
+    fn unless_another_blob(&mut self, asked: Option<Asked>, outcome: Outcome) -> Outcome {
+        let Outcome::Failed { class: ErrorClass::NotFound | ErrorClass::Denied | ErrorClass::PeerFault, .. } = outcome
+        else {
+            return outcome;
+        };
+        match asked {
+            Some(Asked { blob: Some(blob), layer, .. }) if self.turned_from(layer, &blob) => {
+                Outcome::Failed { class: ErrorClass::Transient, retry_after: None }
+            }
+            _ => outcome,
+        }
+    }
+
+    /// Whether another blob of the layer is read instead of `blob`, which cannot be.
+    fn turned_from(&mut self, layer: DiffId, blob: &Arc<Blob>) -> bool {
+        let Some(open) = self.layers.get(&layer) else { return false };
+        if Arc::ptr_eq(&open.blob(), blob) {
+            if !open.refused(blob) {
+                return false;
+            }
+            self.tell_geometry(layer);
+            self.tell_origin(layer, true);
+        }
+        true
+    }
+
+    fn tell_geometry(&mut self, layer: DiffId) {
+        if let Some(geometry) = self.layers.get(&layer).map(|open| open.geometry()) {
             self.tell(Event::GeometryChanged { layer, geometry });
-        } else {
-            let origin = open.origin_number();
-            self.tell(Event::OriginChanged { layer, origin, usable: false });
+        }
+    }
+
+    fn tell_origin(&mut self, layer: DiffId, usable: bool) {
+        if let Some(origin) = self.layers.get(&layer).map(|open| open.origin_number()) {
+            self.tell(Event::OriginChanged { layer, origin, usable });
         }
     }
 
@@ -322,8 +379,11 @@ impl Driver {
                 let wanted = overflow.iter().filter(|(chunk, _)| waiting.chunks.contains(chunk.0));
                 waiting.delivered.chunks.extend(wanted.map(|(chunk, bytes)| (chunk.0, bytes.clone())));
             }
+            if self.layers.contains_key(&layer) {
+                self.overflow.keep(layer, overflow);
+            }
         }
-        // They are not in the store: the next reader has to fetch them again, those who wait now need not.
+        // They are not in the store: who comes much later has to fetch them again, those who wait now need not.
         let passed: Runs = overflow.iter().map(|(chunk, _)| chunk.0..chunk.0 + 1).collect();
         let kept = chunks.difference(&passed);
         if !kept.is_empty() {
@@ -371,144 +431,6 @@ impl Driver {
         // A new neighbour may have what is being read right now.
         for layer in self.layers.values().cloned().collect::<Vec<_>>() {
             self.spawn_detached(|work| asks::watch(work, layer, peer));
-        }
-    }
-
-    fn policy_time(&self, at: Instant) -> hermes_policy::time::Instant {
-        let nanos = at.saturating_duration_since(self.started).as_nanos();
-        hermes_policy::time::Instant(u64::try_from(nanos).unwrap_or(u64::MAX))
-    }
-
-    fn clock_time(&self, at: hermes_policy::time::Instant) -> Instant {
-        self.started + std::time::Duration::from_nanos(at.0)
-    }
-
-    fn tell(&mut self, event: Event) {
-        let mut actions = Vec::new();
-        let now = self.policy_time(Instant::now());
-        self.flight.handle(now, event, &mut self.rng, &mut actions);
-        for action in actions {
-            self.carry_out(action);
-        }
-    }
-
-    fn carry_out(&mut self, action: Action) {
-        match action {
-            Action::AskLocal { ask, layer, chunks, class } => {
-                self.trace(ask, layer, trace::Asked::Local, class, None, chunks.clone());
-                self.spawn_ask(ask, Source::Local, layer, |work, layer| asks::local(work, layer, chunks));
-            }
-            Action::AskPeer { ask, peer: no, layer, chunks, class, want, reason, extent, timeout } => {
-                let Some(peer) = self.peers.id(no) else { return };
-                self.trace(ask, layer, trace::Asked::Peer(peer), class, Some(reason), chunks.clone());
-                let class = match class {
-                    Class::Demand => hermes_p2p::Class::Demand,
-                    Class::Prefetch => hermes_p2p::Class::Prefetch,
-                };
-                let asking = Asking { chunks, extent, want, class };
-                self.spawn_ask(ask, Source::Peer(no), layer, move |work, layer| {
-                    asks::peer(work, layer, peer, asking, timeout)
-                });
-            }
-            Action::Rule { claim, ruling } => self.rule(claim, ruling),
-            Action::Suspect { peer } => {
-                if let (Some(peer), Some(node)) = (self.peers.id(peer), &self.config.peers) {
-                    node.suspect(&peer);
-                }
-            }
-            Action::AskOrigin { ask, origin, layer, spans, class, reason, timeout } => {
-                self.trace_registry(ask, layer, &spans, class, reason);
-                self.spawn_ask(ask, Source::Origin, layer, move |work, layer| {
-                    asks::registry(work, layer, (origin, reason), spans, timeout)
-                });
-            }
-            Action::Cancel { ask } => {
-                self.tracer.ended(ask, None, Instant::now());
-                if let Some(asked) = self.asks.remove(&ask) {
-                    asked.task.abort();
-                }
-            }
-            Action::Deliver { read } => self.answer(read, Ok),
-            Action::Fail { read, cause } => self.fail(read, cause),
-            Action::FindHolders { layer } => {
-                if let Some(open) = self.layers.get(&layer).cloned() {
-                    self.spawn_detached(|work| asks::holders(work, open));
-                }
-            }
-            Action::FindSpans { layer } => {
-                if let Some(open) = self.layers.get(&layer).cloned() {
-                    self.spawn_detached(|work| asks::spans(work, open));
-                }
-            }
-            Action::Watch { layer, place, chunk } => {
-                if let Some(open) = self.layers.get(&layer) {
-                    open.marks.set(place, open.layer.table().range(ChunkNo(chunk)).start);
-                }
-            }
-            Action::Ban { peer, until } => {
-                if let (Some(peer), Some(node)) = (self.peers.id(peer), self.config.peers.clone()) {
-                    let duration = self.clock_time(until).saturating_duration_since(Instant::now());
-                    RECORDED.banned();
-                    tracing::warn!(%peer, ?duration, "a peer sent wrong bytes; it is refused for a while");
-                    self.spawn_detached(|_| async move { drop(node.ban(peer, duration).await) });
-                }
-            }
-            Action::Arm { at } => self.timer = Some(self.clock_time(at)),
-        }
-    }
-
-    fn answer(&mut self, read: ReadId, answer: impl FnOnce(Delivered) -> Answer) {
-        if let Some(waiting) = self.reads.remove(&read) {
-            if let (Class::Demand, Some(from)) = (waiting.class, waiting.from) {
-                RECORDED.waited(from, waiting.since.elapsed());
-            }
-            let _ = waiting.done.send(answer(waiting.delivered));
-        }
-    }
-
-    fn fail(&mut self, read: ReadId, cause: FailCause) {
-        let Some(layer) = self.reads.get(&read).map(|waiting| waiting.layer) else { return };
-        let open = self.layers.get(&layer);
-        let image = open.map_or_else(String::new, |open| open.image());
-        let name = |source| self.name(source, layer);
-        let failed = cause.tried.iter().map(|(source, class)| (*source, Some(*class)));
-        let mut tried: Vec<_> = failed.map(|(source, failure)| Tried { name: name(source), source, failure }).collect();
-        let is_open = matches!(cause.origin, OriginStanding::Ready | OriginStanding::Resting);
-        if is_open && !tried.iter().any(|tried| tried.source == Source::Origin) {
-            tried.push(Tried { name: name(Source::Origin), source: Source::Origin, failure: None });
-        }
-        self.answer(read, |_| Err(FetchError::Failed { image, layer, reason: cause.reason, tried }));
-    }
-
-    fn work(&self) -> Option<Ask> {
-        let reports = self.reports.upgrade()?;
-        Some(Ask { id: None, store: Arc::clone(&self.config.store), peers: self.config.peers.clone(), reports })
-    }
-
-    /// Runs `ask` as a task; whatever becomes of it, the policy hears of its end once.
-    fn spawn_ask<F, R>(&mut self, ask: AskId, source: Source, layer: DiffId, run: F)
-    where
-        F: FnOnce(Ask, Arc<OpenLayer>) -> R,
-        R: Future<Output = Outcome> + Send + 'static,
-    {
-        let (Some(mut work), Some(open)) = (self.work(), self.layers.get(&layer).cloned()) else { return };
-        work.id = Some(ask);
-        let reports = work.reports.clone();
-        let running = run(work, open);
-        let task = tokio::spawn(async move {
-            let outcome = running.await;
-            let _ = reports.send(Command::Ended { ask, outcome }).await;
-        });
-        self.asks.insert(ask, Asked { task: task.abort_handle(), source, layer });
-    }
-
-    fn spawn_detached<F, R>(&self, run: F)
-    where
-        F: FnOnce(Ask) -> R,
-        R: Future<Output = ()> + Send + 'static,
-    {
-        if let Some(work) = self.work() {
-            tokio::spawn(run(work));
         }
     }
 }

@@ -1,24 +1,20 @@
-//! A layer that can be fetched: its tables, its registry, its restart points, its counters.
+//! A layer that can be fetched: whom it is open for, which of its blobs is read, its counters.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use hermes_image::ids::{ArtifactId, DiffId, SpanNo};
-use hermes_image::index::seek::SeekTable;
+use hermes_image::ids::{DiffId, LayerId};
 use hermes_image::statement::LayerStatement;
-use hermes_image::verify::Verified;
+use hermes_origin::{LayerDescriptor, Origin};
 use hermes_policy::class::ErrorClass;
 use hermes_policy::event::OriginNo;
-use hermes_policy::geometry::{GeometryError, LayerGeometry, Span};
+use hermes_policy::geometry::{GeometryError, LayerGeometry};
 use parking_lot::{Mutex, RwLock};
-use thiserror::Error;
 
 use super::Marks;
-use crate::artifacts::{ArtifactError, Artifacts};
-use crate::origin::{LayerDescriptor, Origin};
+use super::blob::Blob;
+use crate::artifacts::Artifacts;
 use crate::profile::Touches;
 use crate::status::BySource;
 
@@ -36,83 +32,36 @@ pub struct LayerUser {
     pub mount: MountNo,
     /// The image, for messages.
     pub image: String,
+    /// What the signer of its index says of the layer, and of the blob that the image names.
+    pub statement: LayerStatement,
     /// Its registry, with its credentials; `None` when it came without one.
     pub origin: Option<LayerOrigin>,
 }
 
-/// The registry of a layer, as one image names it.
+impl LayerUser {
+    /// The users that a mount of `image` makes, one for each of its layers.
+    pub fn of_image(mount: MountNo, image: &str, layers: &[LayerStatement], origin: Option<&LayerOrigin>) -> Vec<Self> {
+        let user = |statement: &LayerStatement| Self {
+            mount,
+            image: image.to_owned(),
+            statement: statement.clone(),
+            origin: origin.cloned(),
+        };
+        layers.iter().map(user).collect()
+    }
+
+    fn blob(&self) -> LayerId {
+        self.statement.layer
+    }
+}
+
+/// The registry of an image.
 #[derive(Debug, Clone)]
 pub struct LayerOrigin {
     /// By which the policy knows the host.
     pub number: OriginNo,
     /// Reads blobs.
     pub origin: Arc<Origin>,
-    /// The blob.
-    pub descriptor: LayerDescriptor,
-}
-
-/// Restart points that cannot be had or used.
-#[derive(Debug, Error)]
-pub enum SpanIndexError {
-    /// Nobody has them.
-    #[error("nobody has the seek table {0}; build the index of the image again")]
-    Missing(ArtifactId),
-    /// They could not be read.
-    #[error(transparent)]
-    Artifact(#[from] ArtifactError),
-    /// They are not what they should be.
-    #[error("the seek table is damaged: {0}")]
-    Damaged(String),
-}
-
-impl SpanIndexError {
-    /// What it means for reading the registry, which cannot be used without them; other sources can.
-    pub(super) fn class(&self) -> ErrorClass {
-        match self {
-            Self::Missing(_) => ErrorClass::NotFound,
-            Self::Artifact(_) => ErrorClass::Local,
-            // The registry's bytes and the index do not belong together.
-            Self::Damaged(_) => ErrorClass::PeerFault,
-        }
-    }
-}
-
-/// The restart points of a layer, and where their windows are.
-#[derive(Debug)]
-pub struct SpanIndex {
-    /// The directory.
-    pub seek: SeekTable,
-    source: SpanIndexSource,
-}
-
-/// Where windows come from.
-#[derive(Debug, Clone)]
-pub struct SpanIndexSource {
-    /// Where artifacts are looked for.
-    pub artifacts: Artifacts,
-    /// What the signer says of the layer, and with it of its seek table.
-    pub statement: LayerStatement,
-}
-
-impl SpanIndex {
-    /// The packed window of `span`, checked. Only this window is fetched when the blob of all of them is not here.
-    ///
-    /// Cancel safe.
-    ///
-    /// # Errors
-    /// When nobody has it, or what they have is damaged.
-    pub async fn window(&self, span: SpanNo) -> Result<Verified<Bytes>, SpanIndexError> {
-        let range = self.seek.window_range(span);
-        if range.is_empty() {
-            let none = self.seek.verify_window(span, Bytes::new());
-            return none.map_err(|mismatch| SpanIndexError::Damaged(format!("window {span}: {mismatch}")));
-        }
-        let windows = self.seek.windows_id();
-        let (source, layer) = (&self.source, self.source.statement.diff_id);
-        let check = |bytes| self.seek.verify_window(span, bytes);
-        let found = source.artifacts.range(windows, layer, range, check).await?;
-        found.ok_or(SpanIndexError::Missing(windows))
-    }
 }
 
 /// Chunk bytes by source, since the daemon started.
@@ -148,22 +97,38 @@ pub(super) enum Rank {
     Last,
 }
 
+/// Whom a layer is open for, and which of their blobs is read.
+#[derive(Debug)]
+struct Users {
+    /// The registry of the first that has one is asked first.
+    all: Vec<LayerUser>,
+    blob: Arc<Blob>,
+    /// Blobs that their registries have refused since the users changed.
+    refused: Vec<LayerId>,
+}
+
+impl Users {
+    fn has_registry(&self, blob: LayerId) -> bool {
+        self.all.iter().any(|user| user.blob() == blob && user.origin.is_some())
+    }
+}
+
 /// A layer that is open for reading.
 #[derive(Debug)]
 pub struct OpenLayer {
     /// The bytes at rest.
     pub layer: Arc<hermes_store::Layer>,
-    /// Where its restart points are looked for when the registry is needed.
-    pub spans_from: SpanIndexSource,
     /// Where its bytes came from.
     pub counters: SourceCounters,
     /// Where its readers should be heard of.
     pub marks: Arc<Marks>,
     /// What starts that are being recorded have read of it.
     pub touches: Arc<Touches>,
-    /// Whom it is open for. The registry of the first that has one is asked first.
-    users: RwLock<Vec<LayerUser>>,
-    geometry: RwLock<Arc<LayerGeometry>>,
+    /// Where restart points are looked for.
+    artifacts: Artifacts,
+    /// Its chunks alone.
+    chunks: Arc<LayerGeometry>,
+    users: RwLock<Users>,
     warned_of_full_store: Mutex<Option<Instant>>,
     /// When a reader last waited for something that was not here.
     last_miss: Mutex<Option<Instant>>,
@@ -171,34 +136,29 @@ pub struct OpenLayer {
     registry_failure: Mutex<Option<ErrorClass>>,
     /// The peers that may be watched at once.
     pub(super) partners: Arc<tokio::sync::Semaphore>,
-    spans: tokio::sync::OnceCell<Arc<SpanIndex>>,
 }
 
 impl OpenLayer {
-    /// A layer whose restart points are not known yet.
+    /// A layer whose restart points are not known yet, and are looked for in `artifacts`.
     ///
     /// # Errors
     /// When the chunk table describes no layer.
-    pub fn new(
-        layer: Arc<hermes_store::Layer>,
-        user: LayerUser,
-        spans_from: SpanIndexSource,
-    ) -> Result<Self, GeometryError> {
-        let geometry = LayerGeometry::of_table(layer.table())?;
+    pub fn new(layer: Arc<hermes_store::Layer>, user: LayerUser, artifacts: Artifacts) -> Result<Self, GeometryError> {
+        let chunks = Arc::new(LayerGeometry::of_table(layer.table())?);
         let touches = Arc::new(Touches::new(layer.table().count()));
+        let blob = Arc::new(Blob::new(artifacts.clone(), user.statement.clone(), Arc::clone(&chunks)));
         Ok(Self {
             layer,
-            spans_from,
             counters: SourceCounters::default(),
             marks: Arc::default(),
             touches,
-            users: RwLock::new(vec![user]),
-            geometry: RwLock::new(Arc::new(geometry)),
+            artifacts,
+            chunks,
+            users: RwLock::new(Users { all: vec![user], blob, refused: Vec::new() }),
             warned_of_full_store: Mutex::new(None),
             last_miss: Mutex::new(None),
             registry_failure: Mutex::new(None),
             partners: Arc::new(tokio::sync::Semaphore::new(PARTNERS_MAX)),
-            spans: tokio::sync::OnceCell::new(),
         })
     }
 
@@ -210,30 +170,41 @@ impl OpenLayer {
     /// Opens it for one more mount. Its registry is asked before the others: its credentials are the newest.
     pub fn add_user(&self, user: LayerUser) {
         let mut users = self.users.write();
-        users.retain(|known| known.mount != user.mount);
-        users.insert(0, user);
+        users.all.retain(|known| known.mount != user.mount);
+        users.all.insert(0, user);
     }
 
     /// Closes it for `mount`; how many mounts it is still open for.
     pub fn remove_user(&self, mount: MountNo) -> usize {
         let mut users = self.users.write();
-        users.retain(|user| user.mount != mount);
-        users.len()
+        users.all.retain(|user| user.mount != mount);
+        users.all.len()
     }
 
     /// An image that it is open for, for messages.
     pub fn image(&self) -> String {
-        self.users.read().first().map_or_else(String::new, |user| user.image.clone())
+        self.users.read().all.first().map_or_else(String::new, |user| user.image.clone())
     }
 
-    /// The registries that have it, in the order in which they are asked.
+    /// The registries that have the blob that is read, in the order in which they are asked.
     pub fn origins(&self) -> Vec<LayerOrigin> {
-        self.users.read().iter().filter_map(|user| user.origin.clone()).collect()
+        self.origins_of(&self.blob()).into_iter().map(|(origin, _)| origin).collect()
+    }
+
+    /// The registries that have `blob`, in the order in which they are asked, with what each calls it.
+    pub(super) fn origins_of(&self, blob: &Blob) -> Vec<(LayerOrigin, LayerDescriptor)> {
+        let users = self.users.read();
+        let named = users.all.iter().filter(|user| user.blob() == blob.id());
+        let origins =
+            named.filter_map(|user| Some((user.origin.clone()?, LayerDescriptor::of_statement(&user.statement))));
+        origins.collect()
     }
 
     /// By which the policy knows the registry that is asked first.
     pub fn origin_number(&self) -> Option<OriginNo> {
-        self.users.read().iter().find_map(|user| user.origin.as_ref()).map(|origin| origin.number)
+        let users = self.users.read();
+        let mut named = users.all.iter().filter(|user| user.blob() == users.blob.id());
+        named.find_map(|user| user.origin.as_ref()).map(|origin| origin.number)
     }
 
     /// Asks this registry before or after all others from now on.
@@ -242,15 +213,50 @@ impl OpenLayer {
         let is_it =
             |user: &LayerUser| user.origin.as_ref().is_some_and(|known| Arc::ptr_eq(&known.origin, &origin.origin));
         // The sort is stable: the others keep their order.
-        users.sort_by_key(|user| match rank {
+        users.all.sort_by_key(|user| match rank {
             Rank::First => !is_it(user),
             Rank::Last => is_it(user),
         });
     }
 
-    /// Chunks, and spans where they are known.
+    /// The blob that registries are read for.
+    pub(super) fn blob(&self) -> Arc<Blob> {
+        Arc::clone(&self.users.read().blob)
+    }
+
+    /// Takes note that users came or went, and gives all their blobs another chance. Whether another blob is read from now on,
+    /// because nobody names a registry any more for the one that was. For the driver alone, which tells the policy.
+    pub(super) fn users_changed(&self) -> bool {
+        let mut users = self.users.write();
+        users.refused.clear();
+        !users.has_registry(users.blob.id()) && self.turn(&mut users)
+    }
+
+    /// Takes note that `blob` cannot be read from any of its registries. Whether another one is read from now on; when all were
+    /// refused, each gets another chance. For the driver alone, which tells the policy.
+    pub(super) fn refused(&self, blob: &Blob) -> bool {
+        let mut users = self.users.write();
+        users.refused.push(blob.id());
+        let turned = self.turn(&mut users);
+        if !turned {
+            users.refused.clear();
+        }
+        turned
+    }
+
+    fn turn(&self, users: &mut Users) -> bool {
+        let is_other = |user: &&LayerUser| {
+            user.origin.is_some() && user.blob() != users.blob.id() && !users.refused.contains(&user.blob())
+        };
+        let Some(next) = users.all.iter().find(is_other).map(|user| user.statement.clone()) else { return false };
+        tracing::info!(layer = %self.diff_id(), blob = %next.layer, "the layer is read in another image's compression");
+        users.blob = Arc::new(Blob::new(self.artifacts.clone(), next, Arc::clone(&self.chunks)));
+        true
+    }
+
+    /// Chunks, and spans of the blob that is read where they are known.
     pub fn geometry(&self) -> Arc<LayerGeometry> {
-        Arc::clone(&self.geometry.read())
+        self.users.read().blob.geometry()
     }
 
     /// Whether to say that the store is full: it then is for every chunk, a thousand times a second.
@@ -280,31 +286,5 @@ impl OpenLayer {
         let is_news = failure.is_some() && *last != failure;
         *last = failure;
         is_news
-    }
-
-    /// The restart points, fetched at the first call. Cancel safe.
-    ///
-    /// # Errors
-    /// When nobody has them or they do not fit the layer.
-    pub async fn spans(&self) -> Result<Arc<SpanIndex>, SpanIndexError> {
-        self.spans.get_or_try_init(|| self.find_spans()).await.cloned()
-    }
-
-    async fn find_spans(&self) -> Result<Arc<SpanIndex>, SpanIndexError> {
-        let (id, layer) = (self.spans_from.statement.seek, self.spans_from.statement.diff_id);
-        let bytes = self.spans_from.artifacts.get(id, layer).await?.ok_or(SpanIndexError::Missing(id))?;
-        let damaged = |error: &dyn std::fmt::Display| SpanIndexError::Damaged(error.to_string());
-        let seek = SeekTable::decode(bytes.into_inner()).map_err(|error| damaged(&error))?;
-        self.spans_from.statement.check_seek(&seek, self.layer.table()).map_err(|error| damaged(&error))?;
-        let spans = seek.spans().map(|span| {
-            let Range { start, end } = span.blob;
-            Span { first_chunk: span.chunks.start, blob_start: start, blob_end: end }
-        });
-        let spans = spans.collect::<Vec<_>>();
-        let one_stream = spans.len() == 1 && seek.count() == 1;
-        let geometry = (*self.geometry()).clone().with_spans(spans).map_err(|error| damaged(&error))?;
-        let geometry = if one_stream { geometry.as_whole_stream().map_err(|error| damaged(&error))? } else { geometry };
-        *self.geometry.write() = Arc::new(geometry);
-        Ok(Arc::new(SpanIndex { seek, source: self.spans_from.clone() }))
     }
 }

@@ -9,11 +9,14 @@
 //! readers that wait for it get the bytes themselves, and the next reader fetches it again.
 
 mod asks;
+mod blob;
 mod desk;
 mod driver;
 mod layer;
 mod marks;
 mod numbers;
+mod overflow;
+mod record;
 mod trace;
 
 use std::collections::BTreeMap;
@@ -33,10 +36,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::status::{ImageTrace, WaitingRead};
 
+use blob::Blob;
 pub use desk::{Claims, FetchDesk, desk};
 pub use driver::{FetchConfig, spawn};
 pub use hermes_policy::class::Class;
-pub use layer::{LayerOrigin, LayerUser, MountNo, OpenLayer, SpanIndex, SpanIndexError, SpanIndexSource};
+pub use layer::{LayerOrigin, LayerUser, MountNo, OpenLayer};
 pub use marks::Marks;
 pub use numbers::OriginNumbers;
 pub(crate) use trace::Brought;
@@ -217,7 +221,9 @@ pub(crate) enum Command {
     },
     SpansFound {
         layer: DiffId,
-        found: bool,
+        blob: Arc<Blob>,
+        /// Why the registry cannot be read without them.
+        found: Result<(), ErrorClass>,
     },
     Status {
         answer: oneshot::Sender<Status>,
@@ -228,6 +234,10 @@ pub(crate) enum Command {
     Trace {
         layers: Vec<DiffId>,
         answer: oneshot::Sender<ImageTrace>,
+    },
+    Held {
+        layer: DiffId,
+        answer: oneshot::Sender<Vec<Runs>>,
     },
     Peers {
         peers: Vec<PeerId>,
@@ -327,6 +337,15 @@ impl FetchHandle {
     /// Tells that chunks came into the store some other way, such as while an index was built. Cancel safe.
     pub async fn arrived(&self, layer: DiffId, chunks: Runs) {
         let _ = self.commands.send(Command::Arrived { layer, chunks, overflow: Vec::new(), from: None }).await;
+    }
+
+    /// What each peer has said that it has of `layer`; nothing when the daemon ends. Cancel safe.
+    pub async fn held(&self, layer: DiffId) -> Vec<Runs> {
+        let (answer, held) = oneshot::channel();
+        if self.commands.send(Command::Held { layer, answer }).await.is_err() {
+            return Vec::new();
+        }
+        held.await.unwrap_or_default()
     }
 
     /// What waits and what is under way. Cancel safe.

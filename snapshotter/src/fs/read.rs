@@ -161,6 +161,15 @@ impl Plan {
         self.len
     }
 
+    /// How many of the bytes are layers': not holes, and not of the tree's own image.
+    fn layer_len_bytes(&self) -> u64 {
+        let layers = self.pieces.iter().map(|piece| match piece {
+            Piece::Layer { len, .. } => *len as u64,
+            Piece::Hole { .. } | Piece::Image { .. } => 0,
+        });
+        layers.sum()
+    }
+
     /// Whether there is nothing to read.
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -263,6 +272,7 @@ impl Reader {
             match plan.fill(buffer, &Vec::new()) {
                 Ok(missing) if missing.is_empty() => {
                     RECORDED.hit();
+                    RECORDED.read_at_once(plan.layer_len_bytes());
                     reply.data(buffer);
                     None
                 }
@@ -289,6 +299,7 @@ impl Reader {
                     let wanted: Vec<_> = wanted.collect();
                     match wait(&plan, missing, deadline).await {
                         Ok(bytes) => {
+                            RECORDED.read_after_waiting(plan.layer_len_bytes());
                             reply.data(&bytes);
                             reader.delivered(&wanted);
                         }

@@ -51,7 +51,10 @@ impl Containerd {
         let config = if self.named.is_some() { self.root.at(config) } else { config.to_owned() };
         let mut command = self.command();
         command.arg("--config").arg(config).args(["config", "dump"]);
-        let dump = run(command, PRINT_TIMEOUT).await.map_err(|error| InstallError::Refused(error.to_string()))?;
+        let dump = run(command, PRINT_TIMEOUT).await.map_err(|error| match error {
+            ended @ InstallError::Ended { .. } => ended,
+            other => InstallError::Refused(other.to_string()),
+        })?;
         Effective::parse(&dump).map_err(|error| InstallError::Refused(error.to_string()))
     }
 }

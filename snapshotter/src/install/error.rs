@@ -40,6 +40,14 @@ pub enum InstallError {
         /// Its version.
         found: Version,
     },
+    /// Somebody ended a program before it was done, such as who ends the whole pod.
+    #[error("{program} was ended by signal {signal} before it was done; set the host up again")]
+    Ended {
+        /// Which.
+        program: String,
+        /// signal(7).
+        signal: i32,
+    },
     /// A program could not be run.
     #[error("cannot run {program}: {reason}")]
     Program {
@@ -124,6 +132,7 @@ impl InstallError {
             Self::Io { .. }
             | Self::TooOld { .. }
             | Self::Program { .. }
+            | Self::Ended { .. }
             | Self::Config { .. }
             | Self::Refused(_)
             | Self::Hidden { .. }

@@ -24,6 +24,7 @@ mod error;
 mod files;
 mod record;
 pub mod root;
+pub mod supervise;
 pub mod uninstall;
 pub mod unit;
 
@@ -146,6 +147,10 @@ pub struct Report {
     pub notes: Vec<String>,
     /// Commands to run next.
     pub next: Vec<String>,
+    /// A daemon of before runs on, with another program or other settings.
+    pub daemon_is_old: bool,
+    /// containerd has not read its configuration since it was changed.
+    pub containerd_is_old: bool,
 }
 
 /// Makes the host use Hermes.
@@ -214,6 +219,7 @@ async fn place(
     *started = start_service(settings, this, unit_changed, copied, files, report).await?;
     let rewritten = files.replace(&root.at(&plan.config), Contents::Bytes(plan.text.as_bytes()), 0o644)?;
     if rewritten && !(this.restart_containerd && root.runs_systemd()) {
+        report.containerd_is_old = true;
         report.next.push(RESTART_CONTAINERD.to_owned());
     }
     Ok(())
@@ -332,6 +338,7 @@ async fn start_service(
 ) -> Result<bool, InstallError> {
     let root = &this.root;
     if !settings.systemd {
+        report.daemon_is_old = binary_changed;
         report.next.push(format!(
             "hermes keeper -- {} node --state {}   # before containerd, by whatever starts services here",
             settings.binary.display(),
@@ -349,6 +356,7 @@ async fn start_service(
     let active = systemctl(root, &["is-active", "--quiet", UNIT_NAME]).await.is_ok();
     if active {
         if unit_changed || binary_changed {
+            report.daemon_is_old = true;
             report.next.push("systemctl restart hermes   # runs the new version; containers keep running".to_owned());
         }
     } else if this.start {

@@ -5,6 +5,7 @@
 //! they need the host's libraries and must see the paths that they will see later.
 
 use std::io;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -114,6 +115,9 @@ pub(crate) async fn run(mut command: Command, timeout: Duration) -> Result<Strin
     let output = tokio::time::timeout(timeout, command.output()).await;
     let output = output.map_err(|_| failed(format!("it did not end within {} s", timeout.as_secs())))?;
     let output = output.map_err(|error| failed(error.to_string()))?;
+    if let Some(signal) = output.status.signal() {
+        return Err(InstallError::Ended { program: program.clone(), signal });
+    }
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it says nothing");
@@ -157,6 +161,8 @@ mod tests {
         assert_eq!(run(shell("echo yes"), PRINT_TIMEOUT).await.expect("runs"), "yes\n");
         let failed = run(shell("echo first >&2; echo last >&2; exit 3"), PRINT_TIMEOUT).await.expect_err("fails");
         assert!(failed.to_string().contains("last"), "{failed}");
+        let ended = run(shell("kill -TERM $$"), PRINT_TIMEOUT).await.expect_err("is ended");
+        assert!(matches!(ended, InstallError::Ended { signal: 15, .. }), "{ended}");
         let slow = run(shell("sleep 600"), Duration::from_millis(50)).await.expect_err("too slow");
         assert!(slow.to_string().contains("did not end"), "{slow}");
     }

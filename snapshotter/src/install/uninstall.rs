@@ -22,6 +22,9 @@ const DRAIN_PAUSE: Duration = Duration::from_secs(1);
 /// How long the daemon may take for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A part of the unit that lasts until the next boot at most.
+const STOP_PATH: &str = "/run/systemd/system/hermes.service.d/uninstall.conf";
+
 /// How to take it back.
 #[derive(Debug, Clone)]
 pub struct Removal {
@@ -165,13 +168,32 @@ async fn in_use(state: &State, unmount: bool) -> Result<Vec<String>, InstallErro
 /// Ends the service, or the daemon that somebody else runs.
 async fn stop_daemon(root: &Root, state: &Path) -> Result<(), InstallError> {
     if root.runs_systemd() && root.at(Path::new(UNIT_PATH)).exists() {
-        return systemctl(root, &["stop", UNIT_NAME]).await;
+        return stop_service(root).await;
     }
     match tokio::time::timeout(ANSWER_TIMEOUT, control::ask(state, &Request::Shutdown, |_| ())).await {
         Ok(Ok(_) | Err(ControlError::NotRunning { .. } | ControlError::NoAnswer | ControlError::Broken(_))) => Ok(()),
         Ok(Err(error)) => Err(InstallError::Program { program: "the daemon".to_owned(), reason: error.to_string() }),
         Err(_) => Err(InstallError::Program { program: "the daemon".to_owned(), reason: "it does not end".to_owned() }),
     }
+}
+
+/// Ends the service for good. By SIGTERM it would leave its mounts to the next daemon, of which there is none; SIGINT has it
+/// unmount them, so systemd is told for this once to end it by that.
+async fn stop_service(root: &Root) -> Result<(), InstallError> {
+    let path = root.at(Path::new(STOP_PATH));
+    let folder = path.parent().unwrap_or(root.dir()).to_owned();
+    std::fs::create_dir_all(&folder).map_err(InstallError::io("make", &folder))?;
+    std::fs::write(&path, "[Service]\nKillSignal=SIGINT\n").map_err(InstallError::io("write", &path))?;
+    let stopped = async {
+        systemctl(root, &["daemon-reload"]).await?;
+        systemctl(root, &["stop", UNIT_NAME]).await
+    };
+    let stopped = stopped.await;
+    // Whoever reloads next forgets it; a reboot does as well.
+    std::fs::remove_file(&path).map_err(InstallError::io("remove", &path))?;
+    // Somebody else's parts may be there, too.
+    let _ = std::fs::remove_dir(&folder);
+    stopped
 }
 
 fn remove_files(root: &Root, installed: Option<&Installed>, files: &mut Transaction) -> Result<(), InstallError> {

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::whole_file::{READABLE, write_whole};
+use hermes_files::{READABLE, write_whole};
 
 /// Longest path of a program, in bytes (linux/limits.h, `PATH_MAX`).
 const PATH_MAX_BYTES: usize = 4096;

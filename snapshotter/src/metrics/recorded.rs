@@ -3,32 +3,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hermes_policy::class::ErrorClass;
+use hermes_metrics::{Histogram, Values, labels};
+use hermes_policy::class::{Class, ErrorClass};
 use hermes_policy::event::{Reason, Ruling};
 
-use super::{Values, WAIT_BOUNDS_SECONDS};
+use super::WAIT_BOUNDS_SECONDS;
 use crate::status::Way;
-
-/// A closed list of label values, with the place of each in an array of counters.
-macro_rules! labels {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $label:literal),* $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $name {
-            $($(#[$variant_doc])* $variant,)*
-        }
-
-        impl $name {
-            /// The label's values, in order.
-            pub const NAMES: [&str; [$($label),*].len()] = [$($label),*];
-
-            /// The label's value.
-            pub const fn name(self) -> &'static str {
-                Self::NAMES[self as usize]
-            }
-        }
-    };
-}
 
 labels! {
     /// Where the chunks that a read waited for came from.
@@ -281,9 +261,12 @@ pub struct Recorded {
     hits: AtomicU64,
     misses: AtomicU64,
     bytes: Counters<SOURCES>,
+    /// Of `bytes`: those that nobody waited for yet.
+    ahead_bytes: AtomicU64,
+    /// Bytes of layers that reads were answered with: at once, and after waiting.
+    read_bytes: Counters<2>,
     wire_bytes: AtomicU64,
-    waits: [Counters<BUCKETS>; SOURCES],
-    wait_micros: Counters<SOURCES>,
+    waits: [Histogram<BUCKETS>; SOURCES],
     ask_failures: Counters<CLASSES>,
     read_failures: Counters<{ ReadFailure::NAMES.len() }>,
     mounts: Counters<WAYS>,
@@ -324,9 +307,10 @@ impl Recorded {
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             bytes: zeros(),
+            ahead_bytes: AtomicU64::new(0),
+            read_bytes: zeros(),
             wire_bytes: AtomicU64::new(0),
-            waits: [const { zeros() }; SOURCES],
-            wait_micros: zeros(),
+            waits: [const { Histogram::new(&WAIT_BOUNDS_SECONDS) }; SOURCES],
             ask_failures: zeros(),
             read_failures: zeros(),
             mounts: zeros(),
@@ -354,9 +338,37 @@ impl Recorded {
         add(&self.misses, 1);
     }
 
-    /// So many bytes of chunks came.
-    pub fn arrived(&self, from: ArrivedFrom, bytes: u64) {
+    /// So many bytes of chunks came, asked for because of a reader or ahead of one.
+    pub fn arrived(&self, from: ArrivedFrom, class: Class, bytes: u64) {
         add(&self.bytes[from as usize], bytes);
+        if class == Class::Prefetch {
+            add(&self.ahead_bytes, bytes);
+        }
+    }
+
+    /// Of all bytes of chunks that came: those that came ahead of any reader.
+    pub fn ahead_bytes(&self) -> u64 {
+        get(&self.ahead_bytes)
+    }
+
+    /// A read of the kernel was answered with so many bytes of layers, which were all here.
+    pub fn read_at_once(&self, bytes: u64) {
+        add(&self.read_bytes[0], bytes);
+    }
+
+    /// A read of the kernel was answered with so many bytes of layers, some of which had to come first.
+    pub fn read_after_waiting(&self, bytes: u64) {
+        add(&self.read_bytes[1], bytes);
+    }
+
+    /// Bytes of layers that reads of the kernel were answered with, since the daemon started: at once, and after waiting.
+    pub fn answered_bytes(&self) -> [u64; 2] {
+        self.read_bytes.each_ref().map(get)
+    }
+
+    /// How many bytes of chunks came so, since the daemon started.
+    pub fn arrived_bytes(&self, from: ArrivedFrom) -> u64 {
+        self.bytes[from as usize].load(Ordering::Relaxed)
     }
 
     /// So many bytes of a layer came from a registry, as it sent them.
@@ -364,12 +376,14 @@ impl Recorded {
         add(&self.wire_bytes, bytes);
     }
 
+    /// Bytes of layers that registries sent, compressed, since the daemon started.
+    pub fn received_bytes(&self) -> u64 {
+        get(&self.wire_bytes)
+    }
+
     /// A read on demand has waited for its chunks.
     pub fn waited(&self, from: ArrivedFrom, wait: Duration) {
-        let seconds = wait.as_secs_f64();
-        let bucket = WAIT_BOUNDS_SECONDS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS - 1);
-        add(&self.waits[from as usize][bucket], 1);
-        add(&self.wait_micros[from as usize], u64::try_from(wait.as_micros()).unwrap_or(u64::MAX));
+        self.waits[from as usize].observe(wait);
     }
 
     /// A request for chunks failed.
@@ -450,19 +464,19 @@ impl Recorded {
         add(&self.prefetched[what as usize], bytes);
     }
 
-    /// Counts by bucket, and the sum in seconds, of the waits for one source.
-    pub(super) fn waits(&self, source: &str) -> ([u64; BUCKETS], f64) {
-        let at = ArrivedFrom::NAMES.iter().position(|name| *name == source).unwrap_or(0);
-        (self.waits[at].each_ref().map(get), get(&self.wait_micros[at]) as f64 / 1e6)
-    }
-
-    /// Sets everything that is recorded here but the histogram.
+    /// Sets everything that is recorded here.
     pub fn fill(&self, values: &mut Values) {
         values.set("hermes_fuse_reads_total", "hit", get(&self.hits));
         values.set("hermes_fuse_reads_total", "miss", get(&self.misses));
+        values.set("hermes_fuse_read_bytes_total", "hit", get(&self.read_bytes[0]));
+        values.set("hermes_fuse_read_bytes_total", "miss", get(&self.read_bytes[1]));
+        values.set("hermes_chunk_bytes_ahead_total", "", get(&self.ahead_bytes));
         values.set("hermes_registry_wire_bytes_total", "", get(&self.wire_bytes));
         values.set("hermes_peer_bans_total", "", get(&self.bans));
         values.set("hermes_first_pull_bytes_total", "", get(&self.first_pull_bytes));
+        for (source, waits) in ArrivedFrom::NAMES.iter().zip(&self.waits) {
+            values.set_distribution("hermes_demand_wait_seconds", source, waits.read());
+        }
         let ways = [Way::ErofsFiles, Way::ErofsFuse, Way::FuseTree].map(Way::name);
         let classes = ["transient", "peer_fault", "not_found", "denied", "local"];
         let lists: [(&'static str, &[&'static str], &[AtomicU64]); 13] = [

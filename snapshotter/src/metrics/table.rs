@@ -1,64 +1,16 @@
 //! The table.
 
+use hermes_metrics::Kind::{Counter, Gauge, Histogram};
+use hermes_metrics::{BUILD_INFO, Metric, metric};
 use hermes_p2p::Refusal;
 
-use crate::credentials::Provider;
 use crate::status::CompletionState;
+use hermes_origin::credentials::Provider;
 
 use super::recorded::{
     Again, ArrivedFrom, Decision, Denial, Egress, FirstPullEnd, PrefetchedBytes, ReadFailure, Referrals, RulingGiven,
     StartRecordEnd,
 };
-
-/// What a metric does over time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Only grows.
-    Counter,
-    /// Goes up and down.
-    Gauge,
-    /// Counts by size.
-    Histogram,
-}
-
-impl Kind {
-    /// As Prometheus calls it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Gauge => "gauge",
-            Self::Histogram => "histogram",
-        }
-    }
-}
-
-/// One metric.
-#[derive(Debug, Clone, Copy)]
-pub struct Metric {
-    /// With the prefix of all of them, and the unit at its end.
-    pub name: &'static str,
-    /// What it does.
-    pub kind: Kind,
-    /// What is counted.
-    pub unit: &'static str,
-    /// The label and all its values, if it has one.
-    pub label: Option<(&'static str, &'static [&'static str])>,
-    /// What it means, in one sentence without an end.
-    pub help: &'static str,
-}
-
-/// The metric whose label is this build's version.
-pub(super) const BUILD_INFO: &str = "hermes_build_info";
-
-const fn metric(
-    name: &'static str,
-    kind: Kind,
-    unit: &'static str,
-    label: Option<(&'static str, &'static [&'static str])>,
-    help: &'static str,
-) -> Metric {
-    Metric { name, kind, unit, label, help }
-}
 
 const PROVIDERS: &[&str] = &[
     Provider::PullSecret.name(),
@@ -78,8 +30,6 @@ const REFUSALS: &[&str] = &[
     Refusal::UnknownIssuer.name(),
 ];
 
-use Kind::{Counter, Gauge, Histogram};
-
 /// Every metric of a node.
 #[rustfmt::skip]
 pub const METRICS: &[Metric] = &[
@@ -88,7 +38,9 @@ pub const METRICS: &[Metric] = &[
     metric("hermes_starts_total", Counter, "starts", None, "Starts of a daemon with this state folder, this one included; kept across restarts"),
     metric("hermes_memory_bytes", Gauge, "bytes", None, "Resident memory of the daemon"),
     metric("hermes_fuse_reads_total", Counter, "requests", Some(("result", &["hit", "miss"])), "Read requests of the kernel, by whether all their bytes were on this node"),
+    metric("hermes_fuse_read_bytes_total", Counter, "bytes", Some(("result", &["hit", "miss"])), "Bytes of layers that read requests of the kernel were answered with, by whether all bytes of the request were on this node; what the kernel's page cache answers, and reads of images that the kernel shows from files, are not seen"),
     metric("hermes_chunk_bytes_total", Counter, "bytes", Some(("source", &ArrivedFrom::BYTE_SOURCES)), "Uncompressed bytes of chunks that came, by where from"),
+    metric("hermes_chunk_bytes_ahead_total", Counter, "bytes", None, "Uncompressed bytes of chunks that came before anybody read them: by a profile, by a guess, to seed, or to complete an image; counted in hermes_chunk_bytes_total too"),
     metric("hermes_registry_chunk_bytes_total", Counter, "bytes", Some(("reason", &Egress::NAMES)), "Uncompressed bytes of chunks that came from registries, by why this node read them; their sum over all nodes, divided by the length of what is distinct, is the egress ratio"),
     metric("hermes_duplicate_bytes_total", Counter, "bytes", Some(("reason", &Again::NAMES)), "Uncompressed bytes of chunks that came when they were here already, by why"),
     metric("hermes_registry_wire_bytes_total", Counter, "bytes", None, "Bytes of layers as registries sent them, compressed"),
@@ -125,6 +77,7 @@ pub const METRICS: &[Metric] = &[
     metric("hermes_store_evicted_chunks_total", Counter, "chunks", None, "Chunks evicted to keep the budget"),
     metric("hermes_store_full_chunks_total", Counter, "chunks", None, "Chunks that found no room and were read uncached"),
     metric("hermes_store_damaged_chunks_total", Counter, "chunks", None, "Chunks whose bytes were gone when they were read, and that were fetched again"),
+    metric("hermes_controller_connected", Gauge, "1", None, "1 while this node is connected with a controller, else 0"),
     metric("hermes_peers_connected", Gauge, "peers", None, "Peers that are connected"),
     metric("hermes_peers_banned", Gauge, "peers", None, "Peers that are refused for now because they sent wrong bytes"),
     metric("hermes_peers_refused_total", Counter, "connections", Some(("reason", REFUSALS)), "Connections with peers that this node did not let in, or cut off, by reason"),

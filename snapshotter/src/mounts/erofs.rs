@@ -17,6 +17,7 @@ use rustix::mount::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::apart::apart;
 use super::loops::LoopDevice;
 use super::{MountError, Mounted};
 
@@ -115,6 +116,11 @@ enum Io {
 }
 
 fn configure(image: &Path, devices: &[PathBuf], path: &Path, io: Io) -> Result<(), (io::Error, String)> {
+    apart(|| configure_here(image, devices, path, io)).unwrap_or_else(|error| Err((error, String::new())))
+}
+
+/// The same, on a thread that may wait for this process's own FUSE files.
+fn configure_here(image: &Path, devices: &[PathBuf], path: &Path, io: Io) -> Result<(), (io::Error, String)> {
     let context = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|error| (error.into(), String::new()))?;
     let made = (|| {
         fsconfig_set_string(&context, "source", image)?;

@@ -3,6 +3,7 @@
 //! [`erofs`] mounts a tree over layer files, [`loops`] lends loop devices to kernels that mount EROFS from block devices
 //! only, [`probe`] finds out what this kernel can do by doing it, [`users`] who reads from trees. A [`Mounted`] undoes its mount when it is dropped.
 
+mod apart;
 pub mod erofs;
 pub mod loops;
 pub mod probe;

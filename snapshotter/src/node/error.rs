@@ -13,10 +13,10 @@ use crate::control::FailureClass;
 use crate::fetch::FetchError;
 use crate::fs::session::SessionError;
 use crate::index_folder::IndexFolderError;
-use crate::indexing::IndexingError;
 use crate::mounts::MountError;
-use crate::origin::{ErrorClass, FindImageError, OriginError};
 use crate::status::Way;
+use hermes_origin::indexing::IndexingError;
+use hermes_origin::{ErrorClass, FindImageError, OriginError};
 
 /// What the node could not do.
 #[derive(Debug, Error)]
@@ -33,6 +33,9 @@ pub enum NodeError {
     /// A setting is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The controller cannot be talked with.
+    #[error(transparent)]
+    Controller(#[from] crate::controller::ControllerError),
     /// An address is wrong.
     #[error("{0}")]
     Address(String),
@@ -122,7 +125,7 @@ pub enum NodeError {
     },
     /// An artifact that the statement names is nowhere.
     #[error(
-        "part of the index of {image} is missing ({what} {id}); build the index again, or name the folder that has it with --index"
+        "nobody gives part of the index of {image} now ({what} {id}); see that its controller, or a node that has started it, can be reached, name the folder that has it with --index, or build it again"
     )]
     MissingArtifact {
         /// As the user named it.
@@ -231,7 +234,7 @@ impl NodeError {
             Self::Io { .. } | Self::Key { .. } | Self::SigningKey { .. } | Self::JoinSecret(_) => FailureClass::Local,
             Self::Peers(error) if matches!(**error, hermes_p2p::NodeError::Config(_)) => FailureClass::Usage,
             Self::Store(_) | Self::Peers(_) => FailureClass::Local,
-            Self::StateVersion(_) | Self::Supervisor(_) => FailureClass::Local,
+            Self::StateVersion(_) | Self::Supervisor(_) | Self::Controller(_) => FailureClass::Local,
             Self::Peer { .. } | Self::Unknown { .. } => FailureClass::Unreachable,
             Self::Image(error) => find_class(error),
             Self::Indexing(error) => match &**error {

@@ -129,7 +129,7 @@ mod tests {
             layers: Vec::new(),
             tree: None,
             last_use_seconds,
-            access: hermes_store::Access::Public,
+            access: hermes_image::access::Access::Public,
             proven: true,
         }
     }

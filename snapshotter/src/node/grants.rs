@@ -11,9 +11,10 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use hermes_image::access::Access;
 use hermes_image::ids::{DiffId, Digest};
 use hermes_p2p::unix_now;
-use hermes_store::{Access, ImageRecord, StoreError};
+use hermes_store::{ImageRecord, StoreError};
 
 use super::{Inner, NodeError};
 use crate::privacy::GRANT_LIFE;

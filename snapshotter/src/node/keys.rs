@@ -6,10 +6,10 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use hermes_files::{OWNER_ONLY, write_whole};
 use hermes_image::statement::SigningKey;
 
 use super::NodeError;
-use crate::whole_file::{OWNER_ONLY, write_whole};
 
 /// A key file is 64 digits and a line's end; what is longer is something else.
 const KEY_FILE_MAX_BYTES: u64 = 1024;

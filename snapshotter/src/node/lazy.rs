@@ -19,11 +19,12 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
+use hermes_image::access::Access;
 use hermes_image::ids::{ChainId, DiffId, Digest, LayerId};
 use hermes_image::statement::Statement;
 use hermes_policy::class::ErrorClass;
 use hermes_registry::oci::Platform;
-use hermes_store::{Access, RemoteLayer, SnapshotUsage};
+use hermes_store::{RemoteLayer, SnapshotUsage};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
@@ -34,9 +35,9 @@ use crate::artifacts::StatementLookupError;
 use crate::control::MountRequest;
 use crate::index_folder::IndexFolder;
 use crate::metrics::{self, RECORDED};
-use crate::origin::{LayerDescriptor, Origin};
 use crate::snapshots::{Decision, Images, ImagesError, PulledLayer, RemoteChain};
 use crate::status::PullStatus;
+use hermes_origin::{LayerDescriptor, Origin};
 
 /// What containerd's CRI calls the image, as the user wrote it (`pkg/snapshotters/annotations.go` of containerd).
 const IMAGE_LABEL: &str = "containerd.io/snapshot/cri.image-ref";
@@ -229,7 +230,7 @@ impl LazyImages {
                 for manifest in folder.manifests().unwrap_or_default().into_iter().take(STATEMENTS_MAX) {
                     known.entry(manifest).or_insert_with(|| {
                         let signed = folder.statement(manifest).ok().flatten().unwrap_or_default();
-                        Statement::open(&signed, manifest, &node.trusted)
+                        Statement::open(&signed, manifest, &node.trusted())
                             .map_or_else(|_| Vec::new(), |it| chains_of(&it))
                     });
                 }
@@ -254,12 +255,12 @@ impl LazyImages {
         }
         let _keeping = node.keeping.read().await;
         let reference = self.reference(manifest, &layer.labels);
-        let mut found = node.artifacts.statement(manifest, &node.trusted, &[]).await;
+        let mut found = node.artifacts.statement(manifest, &node.trusted(), &[]).await;
         if let (Err(StatementLookupError::Denied), Some(reference)) = (&found, &reference) {
             // Peers have it and hold it back: the registry says whether this node may have it.
             let (_, image) = node.resolve_manifest(reference, manifest).await?;
             let proof: Vec<DiffId> = image.layers.iter().map(|layer| layer.diff_id).collect();
-            found = node.artifacts.statement(manifest, &node.trusted, &proof).await;
+            found = node.artifacts.statement(manifest, &node.trusted(), &proof).await;
         }
         let found = match found {
             Err(StatementLookupError::Denied) => None,
@@ -278,7 +279,7 @@ impl LazyImages {
         way.map_err(|error| refusal(metrics::Decision::NoWay, error.to_string()))?;
         let index = async {
             let index = node.open_index(&named, statement.clone()).await;
-            index.map_err(|error| refusal(metrics::Decision::Corrupt, error.to_string()))
+            index.map_err(|error| refusal(index_label(&error), error.to_string()))
         };
         let layers: Vec<_> = statement.layers.iter().map(LayerDescriptor::of_statement).collect();
         let (index, told) = futures::try_join!(index, node.check_source(reference.as_deref(), &layers))?;
@@ -292,6 +293,7 @@ impl LazyImages {
         let (profiles, proof) =
             (node.profiling.profiles.clone(), layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>());
         tokio::spawn(async move { profiles.fetch(manifest, &proof).await });
+        tokio::spawn(node.artifacts.clone().keep_restart_points(statement.clone()));
         Ok(Found::Index(Arc::new(LazyImage::new(statement))))
     }
 
@@ -339,7 +341,7 @@ impl LazyImages {
         let labels = std::iter::once(&chain.top).chain(&chain.below).map(|snapshot| &snapshot.labels);
         let reference = labels.clone().find_map(|labels| self.reference(manifest, labels));
         let named = reference.clone().unwrap_or_else(|| manifest.to_string());
-        let found = node.artifacts.statement(manifest, &node.trusted, &[]).await;
+        let found = node.artifacts.statement(manifest, &node.trusted(), &[]).await;
         let found = found.map_err(|source| NodeError::Statement { image: named.clone(), source: Box::new(source) })?;
         let (mut statement, _) = found.ok_or_else(|| NodeError::NoIndex { image: named.clone(), manifest })?;
         let place = chains_of(&statement).iter().position(|known| *known == chain.layer.chain);
@@ -419,6 +421,15 @@ fn request(image: String, dir: PathBuf) -> MountRequest {
         trusted_keys: Vec::new(),
         build_missing_index: false,
         way: None,
+    }
+}
+
+/// Why an index is not used whose statement is here.
+fn index_label(error: &NodeError) -> metrics::Decision {
+    match error {
+        // The controller is away, say, and no node has started the image yet.
+        NodeError::MissingArtifact { .. } => metrics::Decision::NoIndex,
+        _ => metrics::Decision::Corrupt,
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use hermes_p2p::PeerId;
 use hermes_p2p::address::multiaddr_of;
+use hermes_p2p::admission::issuer::Issuer;
 use hermes_p2p::admission::join_secret::JoinSecret;
 use hermes_p2p::members::provider::{MembersDns, MembersFile};
 
@@ -13,6 +14,7 @@ use super::{Inner, NodeError, peer_address};
 use crate::config::NodeConfig;
 use crate::content::NodeContent;
 use crate::control::Answer;
+use crate::controller::{Controller, Places};
 use crate::fetch::FetchDesk;
 use crate::status::MemberStatus;
 
@@ -24,6 +26,7 @@ pub(super) async fn join_swarm(
     config: &NodeConfig,
     content: Arc<NodeContent>,
     desk: Arc<FetchDesk>,
+    controller: Option<&Arc<Controller>>,
 ) -> Result<hermes_p2p::Node, NodeError> {
     let listen = config.listen.as_deref().unwrap_or("127.0.0.1:0");
     let listen = match listen.parse::<SocketAddr>() {
@@ -40,6 +43,10 @@ pub(super) async fn join_swarm(
     if let Some(path) = &config.join_secret {
         let secret = JoinSecret::load(path, &cluster).map_err(|error| NodeError::JoinSecret(Box::new(error)))?;
         settings.issuer = Some(Arc::new(secret));
+    }
+    if let Some(controller) = controller {
+        settings.issuer = Some(Arc::clone(controller) as Arc<dyn Issuer>);
+        settings.members.providers.push(Arc::new(Places(Arc::clone(controller))));
     }
     settings.members.state_path = Some(config.state.join(MEMBERS_FILE));
     if let Some(path) = &config.members_file {

@@ -9,6 +9,7 @@
 //! without a supervisor, it unmounts what it mounted, newest first; and when it is killed without a supervisor, its
 //! mounts answer ENOTCONN until the next daemon of the same state folder clears them away.
 
+mod cluster;
 mod complete;
 mod drain;
 mod error;
@@ -24,6 +25,7 @@ mod observe;
 mod record;
 mod resolve;
 mod restore;
+mod seed;
 mod seeing;
 mod serve;
 mod shown;
@@ -51,7 +53,7 @@ use crate::artifacts::Artifacts;
 use crate::config::NodeConfig;
 use crate::content::NodeContent;
 use crate::control::socket_path;
-use crate::credentials::PullSecrets;
+use crate::controller::Controller;
 use crate::fetch::{self, FetchConfig, FetchHandle, MountNo, OpenLayer, OriginNumbers};
 use crate::fs::layers::LayerDirectory;
 use crate::fs::locate::ShownTree;
@@ -60,11 +62,12 @@ use crate::fs::session::FuseSession;
 use crate::index_folder::IndexFolder;
 use crate::keeper::notify::{Inherited, Notifier};
 use crate::mounts::Mounted;
-use crate::origin::{FindImageError, OriginClient};
 use crate::privacy::Privacy;
 use crate::profile::Profiles;
 use crate::state_version;
 use crate::status::{PullStatus, Way};
+use hermes_origin::credentials::PullSecrets;
+use hermes_origin::{FindImageError, OriginClient};
 
 /// How long a daemon that ends may keep the store after it has stopped listening: it unmounts and syncs.
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -137,8 +140,10 @@ struct Inner {
     directory: Arc<LayerDirectory>,
     ways: Ways,
     key: SigningKey,
-    /// Whose statements every request takes.
-    trusted: Vec<PublicKey>,
+    /// Whose statements every request takes, beside those that the controller names.
+    own_trusted: Vec<PublicKey>,
+    /// The controller, if there is one.
+    controller: Option<Arc<Controller>>,
     /// How images are found and read; owns the connections to registries.
     origin_client: OriginClient,
     origins: Mutex<OriginNumbers>,
@@ -210,7 +215,7 @@ impl Node {
         state_version::open(&config.state)?;
         raise_file_limit();
         let observer = Observer::start(config.metrics_listen).await?;
-        let started_at_seconds = observe::seconds_now();
+        let started_at_seconds = hermes_metrics::seconds_now();
         let store = open_store(&config).await?;
         observer.readiness.store_is_open();
         // Only whoever has the store counts: the daemon before this one may be about to end.
@@ -225,12 +230,17 @@ impl Node {
         let privacy = Arc::new(Privacy::new(Arc::clone(&store))?);
         let content = Arc::new(NodeContent::new(Arc::clone(&store), own_indexes.clone(), Arc::clone(&privacy)));
         let (desk, claims) = fetch::desk(Arc::clone(&privacy));
-        let peers = members::join_swarm(&config, Arc::clone(&content), desk).await?;
+        let mut tasks = JoinSet::new();
+        let controller = Controller::open(&config)?;
+        if let Some(controller) = &controller {
+            tasks.spawn(Arc::clone(controller).run());
+        }
+        let peers = members::join_swarm(&config, Arc::clone(&content), desk, controller.as_ref()).await?;
         privacy.join(Arc::clone(peers.grants()));
-        let artifacts = Artifacts::new(Arc::clone(&store), Some(peers.clone()));
+        let artifacts = Artifacts::new(Arc::clone(&store), Some(peers.clone())).with_controller(controller.clone());
         config.index_folders.iter().for_each(|folder| artifacts.add_folder(IndexFolder::new(folder)));
         artifacts.add_folder(own_indexes);
-        let fetch = start_fetching(&store, &peers, claims);
+        let fetch = start_fetching(&config, &store, &peers, claims)?;
         let reader = Reader::new(tokio::runtime::Handle::current(), config.read_deadline());
         let directory = Arc::new(LayerDirectory::default());
         let layers_dir = config.state.join(LAYERS_FOLDER);
@@ -262,6 +272,7 @@ impl Node {
             profiles: Profiles::new(Arc::clone(&store), artifacts.clone()),
             fetch: fetch.clone(),
             budget_bytes: config.store_budget_bytes,
+            controller: controller.clone(),
         };
         let inner = Arc::new(Inner {
             profiling,
@@ -279,7 +290,8 @@ impl Node {
             directory,
             ways,
             key,
-            trusted,
+            own_trusted: trusted,
+            controller,
             origin_client,
             origins: Mutex::new(restored.origins),
             layers: Mutex::new(restored.layers),
@@ -301,8 +313,8 @@ impl Node {
         let snapshots = RunningSnapshots::start(&inner).await?;
         observer.readiness.snapshots_are(snapshots.is_some());
         inner.catch_up(restored.peers).await;
-        let mut tasks = JoinSet::new();
         tasks.spawn(background::run(Arc::downgrade(&inner)));
+        cluster::spawn(&inner, &mut tasks);
         Ok(Self { inner, listener, observer, snapshots, background: tasks })
     }
 
@@ -417,6 +429,12 @@ async fn follow_completions(node: Weak<Inner>, mut completions: watch::Receiver<
 }
 
 impl Inner {
+    /// Whose statements are taken now.
+    fn trusted(&self) -> Vec<PublicKey> {
+        let named = self.controller.as_ref().map(|controller| controller.index_keys()).unwrap_or_default();
+        self.own_trusted.iter().copied().chain(named).collect()
+    }
+
     /// Tells that the node answers, and does for trees that go on what a mount does beside showing them.
     async fn catch_up(self: &Arc<Self>, peers: Vec<String>) {
         tracing::info!(peer_id = %self.peers.local_peer_id(), "node started");
@@ -476,14 +494,22 @@ fn listen(config: &NodeConfig) -> Result<UnixListener, NodeError> {
     Ok(listener)
 }
 
-fn start_fetching(store: &Arc<Store>, peers: &hermes_p2p::Node, claims: fetch::Claims) -> FetchHandle {
-    fetch::spawn(FetchConfig {
+fn start_fetching(
+    config: &NodeConfig,
+    store: &Arc<Store>,
+    peers: &hermes_p2p::Node,
+    claims: fetch::Claims,
+) -> Result<FetchHandle, NodeError> {
+    let started = fetch::spawn(FetchConfig {
         store: Arc::clone(store),
         peers: Some(peers.clone()),
         claims: Some(claims),
         limits: Limits::default(),
         seed: u64::from(std::process::id()) ^ rand::random::<u64>(),
-    })
+        record: config.record_decisions.clone(),
+    });
+    let path = config.record_decisions.clone().unwrap_or_default();
+    started.map_err(|source| NodeError::Io { what: "write", path, source })
 }
 
 /// The store keeps a descriptor open for each layer, and each peer and request has one: take what the system allows.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use hermes_image::access::Access;
 use hermes_image::erofs::{self, Image};
 use hermes_image::ids::{ArtifactId, ChainId, DiffId, Digest};
 use hermes_image::index::chunks::ChunkTable;
@@ -16,7 +17,7 @@ use hermes_image::merge::merge;
 use hermes_image::statement::{LayerStatement, PublicKey, Statement};
 use hermes_image::verify::Verified;
 use hermes_policy::geometry::GeometryError;
-use hermes_store::{Access, ImageLayer, ImageRecord, Store, StoreError};
+use hermes_store::{ImageLayer, ImageRecord, Store, StoreError};
 use tokio::sync::mpsc;
 
 use super::record::{MountRecord, tree_connection};
@@ -24,18 +25,18 @@ use super::resolve::FoundImage;
 use super::{Inner, MountedImage, NodeError, Shown, Starts};
 use crate::artifacts::StatementLookupError;
 use crate::control::{Answer, MountRequest};
-use crate::fetch::{LayerOrigin, LayerUser, MountNo, OpenLayer, SpanIndexSource};
+use crate::fetch::{LayerOrigin, LayerUser, MountNo, OpenLayer};
 use crate::fs::locate::ShownTree;
 use crate::fs::read::LayerFile;
 use crate::fs::session::{FuseSession, Keeping, SessionConfig};
 use crate::fs::tree::TreeFs;
 use crate::index_folder::IndexFolder;
-use crate::indexing::{Artifact, build_index};
 use crate::metrics::RECORDED;
 use crate::mounts;
 use crate::mounts::users::overlay_users;
-use crate::origin::{LayerDescriptor, Origin, ResolvedImage};
 use crate::status::Way;
+use hermes_origin::indexing::{Artifact, build_index};
+use hermes_origin::{Origin, ResolvedImage};
 
 /// Who pins images that are mounted.
 pub(super) const MOUNT_PIN: &str = "mount";
@@ -50,7 +51,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the index of an image is, once everything is on this node.
 pub(super) struct OpenIndex {
     pub(super) statement: Statement,
-    tables: Vec<ChunkTable>,
+    pub(super) tables: Vec<ChunkTable>,
     pub(super) tree: Bytes,
     tree_id: ArtifactId,
     tree_path: PathBuf,
@@ -93,7 +94,7 @@ impl Inner {
     /// Whose statements this request takes: the node's own and configured keys, and those that it names itself, which
     /// no later request inherits.
     fn trusted_for(&self, request: &MountRequest) -> Result<Vec<PublicKey>, NodeError> {
-        let mut trusted = self.trusted.clone();
+        let mut trusted = self.trusted();
         for key in &request.trusted_keys {
             trusted.push(key.parse().map_err(|error| NodeError::Address(format!("--trust: {error}")))?);
         }
@@ -301,16 +302,9 @@ impl Inner {
         let stored = tokio::task::spawn_blocking(move || store.layers_of(&tables)).await;
         let stored = stored.map_err(|_| NodeError::Interrupted)??;
         let uses = stored.iter().map(|layer| layer.hold()).collect();
-        let users = index.statement.layers.iter().map(|statement| LayerUser {
-            mount,
-            image: request.image.clone(),
-            origin: origin.map(|origin| LayerOrigin {
-                number: self.origins.lock().number(origin.host()),
-                origin: Arc::clone(origin),
-                descriptor: LayerDescriptor::of_statement(statement),
-            }),
-        });
-        let opened = self.open_layers(stored, users.collect(), &index.statement.layers).await?;
+        let origin = origin.map(|origin| self.layer_origin(origin));
+        let users = LayerUser::of_image(mount, &request.image, &index.statement.layers, origin.as_ref());
+        let opened = self.open_layers(stored, users).await?;
         let (layers, files): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
         let complete = layers.iter().all(|layer| layer.layer.is_complete());
         let wanted = request.way.or(self.config.way);
@@ -377,16 +371,20 @@ impl Inner {
         }
     }
 
+    /// A registry, by the number that the policy knows it by.
+    pub(super) fn layer_origin(&self, origin: &Arc<Origin>) -> LayerOrigin {
+        LayerOrigin { number: self.origins.lock().number(origin.host()), origin: Arc::clone(origin) }
+    }
+
     /// Opens layers for their users; one that another mount has open already serves both, and then may be read from
     /// either image's registry. The caller holds the lock of mounting.
-    async fn open_layers(
+    pub(super) async fn open_layers(
         &self,
         stored: Vec<Arc<hermes_store::Layer>>,
         users: Vec<LayerUser>,
-        statements: &[LayerStatement],
     ) -> Result<Vec<(Arc<OpenLayer>, Arc<LayerFile>)>, NodeError> {
         let (mut all, mut new, mut shared) = (Vec::new(), Vec::new(), Vec::new());
-        for ((stored, user), statement) in stored.into_iter().zip(users).zip(statements) {
+        for (stored, user) in stored.into_iter().zip(users) {
             let diff_id = stored.diff_id();
             let known = self.layers.lock().get(&diff_id).cloned();
             if let Some((open, file)) = known {
@@ -395,11 +393,10 @@ impl Inner {
                 all.push((open, file));
                 continue;
             }
-            let spans_from = SpanIndexSource { artifacts: self.artifacts.clone(), statement: statement.clone() };
             let image = user.image.clone();
             let damaged =
                 |error: GeometryError| NodeError::Damaged { image, what: "chunk table", reason: error.to_string() };
-            let open = Arc::new(OpenLayer::new(Arc::clone(&stored), user, spans_from).map_err(damaged)?);
+            let open = Arc::new(OpenLayer::new(Arc::clone(&stored), user, self.artifacts.clone()).map_err(damaged)?);
             let (marks, touches) = (Arc::clone(&open.marks), Arc::clone(&open.touches));
             let file = Arc::new(LayerFile { layer: stored, fetch: self.fetch.clone(), marks, touches });
             self.layers.lock().insert(diff_id, (Arc::clone(&open), Arc::clone(&file)));
@@ -416,7 +413,7 @@ impl Inner {
 
     /// Closes layers for a mount that has ended, or was never made; those that no other mount reads are forgotten. The
     /// caller holds the lock of mounting, so that nobody opens them meanwhile.
-    async fn close_layers(&self, mount: MountNo, layers: &[DiffId]) {
+    pub(super) async fn close_layers(&self, mount: MountNo, layers: &[DiffId]) {
         for layer in layers {
             let Some((open, _)) = self.layers.lock().get(layer).cloned() else { continue };
             if open.remove_user(mount) > 0 {

@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use hermes_metrics::server::{self, Pages};
+use hermes_metrics::{Values, resident_bytes};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::{Inner, NodeError};
-use crate::metrics::server::{self, Pages};
-use crate::metrics::{RECORDED, Values, expose};
+use crate::metrics::{RECORDED, expose};
 use crate::status::{CompletionState, WaitingRead, Way};
 
 /// Waiting reads whose files are looked up for one dump: each lookup walks a tree.
@@ -89,7 +89,7 @@ impl Observer {
                     if let Some(node) = node {
                         node.fill(&mut values).await;
                     }
-                    expose(&values, &RECORDED)
+                    expose(&values)
                 })
             }),
             unready: Arc::new(move || readiness.missing()),
@@ -124,23 +124,20 @@ pub(super) fn number_of(name: &[u8]) -> u64 {
     u64::from_le_bytes(hash[..8].try_into().expect("eight bytes of 32"))
 }
 
-/// Seconds since 1970.
-pub(super) fn seconds_now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
-}
-
 impl Inner {
     /// Sets what the parts of the node count themselves.
     async fn fill(&self, values: &mut Values) {
         values.set_seconds("hermes_start_time_seconds", "", self.started_at_seconds);
         values.set("hermes_starts_total", "", self.starts);
-        values.set("hermes_memory_bytes", "", super::serve::resident_bytes());
+        values.set("hermes_memory_bytes", "", resident_bytes());
         let fetch = self.fetch.status().await;
         values.set("hermes_reads_waiting", "demand", fetch.waiting_demand as u64);
         values.set("hermes_reads_waiting", "prefetch", fetch.waiting_prefetch as u64);
         values.set("hermes_asks_running", "local", fetch.asks_local as u64);
         values.set("hermes_asks_running", "peer", fetch.asks_peer as u64);
         values.set("hermes_asks_running", "registry", fetch.asks_origin as u64);
+        let connected = self.controller.as_ref().is_some_and(|controller| controller.is_connected());
+        values.set("hermes_controller_connected", "", u64::from(connected));
         values.set("hermes_peers_connected", "", fetch.peers_up as u64);
         values.set("hermes_peers_banned", "", fetch.peers_banned as u64);
         values.set("hermes_claims_waiting", "", fetch.claims as u64);

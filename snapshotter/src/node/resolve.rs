@@ -7,14 +7,14 @@
 
 use std::sync::Arc;
 
+use hermes_image::access::Access;
 use hermes_image::ids::{DiffId, Digest};
 use hermes_image::statement::Statement;
 use hermes_registry::oci::Platform;
-use hermes_store::Access;
 
 use super::{Inner, NodeError};
 use crate::control::MountRequest;
-use crate::origin::{ErrorClass, FindImageError, ImageSource, LayerDescriptor, Origin, ResolvedImage, wanted_platform};
+use hermes_origin::{ErrorClass, FindImageError, ImageSource, LayerDescriptor, Origin, ResolvedImage, wanted_platform};
 
 /// What a request's image is.
 #[derive(Debug)]

@@ -24,7 +24,7 @@ use super::mount::MOUNT_PIN;
 use super::record::{LAYERS_CONNECTION, MountRecord, tree_connection};
 use super::{MountedImage, NodeError, OpenLayers, Shown};
 use crate::artifacts::Artifacts;
-use crate::fetch::{FetchHandle, LayerOrigin, LayerUser, MountNo, OpenLayer, OriginNumbers, SpanIndexSource};
+use crate::fetch::{FetchHandle, LayerOrigin, LayerUser, MountNo, OpenLayer, OriginNumbers};
 use crate::fs::layers::{LayerCaching, LayerDirectory, LayerFs};
 use crate::fs::locate::ShownTree;
 use crate::fs::read::{LayerFile, Reader};
@@ -33,8 +33,8 @@ use crate::fs::tree::TreeFs;
 use crate::index_folder::IndexFolder;
 use crate::keeper::notify::{Inherited, Notifier};
 use crate::mounts::{self, Mounted};
-use crate::origin::{LayerDescriptor, OriginClient};
 use crate::status::Way;
+use hermes_origin::OriginClient;
 
 /// What the mount table calls EROFS mounts, and this program's FUSE mounts.
 const EROFS: &str = "erofs";
@@ -164,15 +164,10 @@ impl Parts<'_> {
                 None
             }
         };
+        let origin = origin.map(|origin| LayerOrigin { number: restored.origins.number(origin.host()), origin });
         let (mut layers, mut files, mut uses) = (Vec::new(), Vec::new(), Vec::new());
-        for layer in &record.layers {
-            let origin = origin.as_ref().map(|origin| LayerOrigin {
-                number: restored.origins.number(origin.host()),
-                origin: Arc::clone(origin),
-                descriptor: LayerDescriptor::of_statement(layer),
-            });
-            let user = LayerUser { mount: number, image: record.reference.clone(), origin };
-            let (open, file, held) = self.open(layer, user, restored).await?;
+        for user in LayerUser::of_image(number, &record.reference, &record.layers, origin.as_ref()) {
+            let (open, file, held) = self.open(user, restored).await?;
             files.push(file);
             layers.push(open);
             uses.push(held);
@@ -183,26 +178,25 @@ impl Parts<'_> {
 
     async fn open(
         &self,
-        layer: &LayerStatement,
         user: LayerUser,
         restored: &mut Restored,
     ) -> Result<(Arc<OpenLayer>, Arc<LayerFile>, LayerUse), String> {
-        let stored = self.store.open_layer(layer.diff_id).filter(|stored| stored.table().id() == layer.chunks);
-        let stored = stored.ok_or_else(|| format!("the store has lost layer {}", layer.diff_id))?;
+        let LayerStatement { diff_id, chunks, .. } = user.statement;
+        let stored = self.store.open_layer(diff_id).filter(|stored| stored.table().id() == chunks);
+        let stored = stored.ok_or_else(|| format!("the store has lost layer {diff_id}"))?;
         let held = stored.hold();
-        if let Some((open, file)) = restored.layers.get(&layer.diff_id) {
+        if let Some((open, file)) = restored.layers.get(&diff_id) {
             open.add_user(user);
             return Ok((Arc::clone(open), Arc::clone(file), held));
         }
-        let spans_from = SpanIndexSource { artifacts: self.artifacts.clone(), statement: layer.clone() };
-        let open = OpenLayer::new(Arc::clone(&stored), user, spans_from);
+        let open = OpenLayer::new(Arc::clone(&stored), user, self.artifacts.clone());
         let open = Arc::new(open.map_err(|error| error.to_string())?);
         let (fetch, marks, touches) = (self.fetch.clone(), Arc::clone(&open.marks), Arc::clone(&open.touches));
         let file = Arc::new(LayerFile { layer: stored, fetch, marks, touches });
         self.directory.insert(Arc::clone(&file));
         // Readers wait: they first get what is there.
         self.fetch.open(Arc::clone(&open), Duration::ZERO).await;
-        restored.layers.insert(layer.diff_id, (Arc::clone(&open), Arc::clone(&file)));
+        restored.layers.insert(diff_id, (Arc::clone(&open), Arc::clone(&file)));
         Ok((open, file, held))
     }
 

@@ -182,16 +182,9 @@ impl Inner {
             store_bytes: self.store.layers().iter().map(|layer| layer.present_bytes()).sum(),
             store_budget_bytes: self.config.store_budget_bytes,
             completion: self.completion.status(),
-            memory_bytes: resident_bytes(),
+            memory_bytes: hermes_metrics::resident_bytes(),
         }
     }
-}
-
-/// Resident memory of this process, by the kernel.
-pub(super) fn resident_bytes() -> u64 {
-    let pages = std::fs::read_to_string("/proc/self/statm").ok();
-    let resident = pages.as_deref().and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
-    resident.unwrap_or(0) * rustix::param::page_size() as u64
 }
 
 /// Unpins the images of earlier daemons that are mounted no more. Those whose tree the kernel still shows stay pinned:

@@ -18,6 +18,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::{Inner, MountedImage, NodeError};
+use crate::controller::Controller;
 use crate::fetch::{FetchHandle, OpenLayer};
 use crate::metrics::{PrefetchedBytes, RECORDED, StartRecordEnd};
 use crate::profile::{PathIndex, PrefetchJob, Profiles, Start, StartLayer, Wanted, report_steps, summary, touches};
@@ -36,6 +37,8 @@ pub(super) struct Starts {
     pub(super) profiles: Profiles,
     pub(super) fetch: FetchHandle,
     pub(super) budget_bytes: Option<u64>,
+    /// Is told of every start, to make a profile for all nodes.
+    pub(super) controller: Option<Arc<Controller>>,
 }
 
 /// What is known of a start while it goes on.
@@ -113,6 +116,7 @@ struct Work {
     start: Arc<Start>,
     view: Arc<View>,
     profiles: Profiles,
+    controller: Option<Arc<Controller>>,
     job: PrefetchJob,
     wanted: Wanted,
 }
@@ -148,6 +152,7 @@ impl Starts {
             start: Arc::clone(&start),
             view: Arc::clone(&view),
             profiles: self.profiles.clone(),
+            controller: self.controller.clone(),
             job: PrefetchJob {
                 start: Arc::clone(&start),
                 layers: layers.to_vec(),
@@ -200,6 +205,9 @@ impl Work {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let Some(record) = self.start.record(now) else { return RECORDED.start_recorded(StartRecordEnd::Empty) };
         let (manifest, chunks, length_ms) = (self.manifest, record.chunk_count(), record.length_ms());
+        if let Some(controller) = &self.controller {
+            controller.offer_start(manifest, codec::encode_record(&record));
+        }
         let profiles = self.profiles.clone();
         let kept = tokio::task::spawn_blocking(move || profiles.add_record(manifest, record)).await;
         match kept {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use hermes_image::ids::{ChunkId, ChunkNo, DiffId};
 use hermes_image::index::chunks::ChunkTable;
-use hermes_image::index::toc::{NodeKind, ROOT, Toc};
-use hermes_image::tree::ExtentSource;
-use hermes_policy::profile::paths::{FilePlace, PathMap};
+use hermes_image::index::toc::Toc;
+use hermes_policy::profile::files::Files;
+use hermes_policy::profile::paths::PathMap;
 use hermes_policy::profile::{Profile, carry_over};
 use hermes_store::{ImageRecord, Store};
 
@@ -47,13 +47,13 @@ fn carry(store: &Store, old: &ImageRecord, profile: &Profile, wanted: &Wanted) -
         (chunk < table.count()).then(|| table.chunk_id(ChunkNo(chunk)))
     };
     let toc = |id| Toc::decode(store.artifact(id).ok()??).ok();
-    let mut before = Files::default();
+    let mut before = Files::new(PATHS_MAX_BYTES);
     for layer in &gone {
         if let (Some(table), Some(toc)) = (tables.get(&layer.diff_id), toc(layer.toc)) {
             before.add(&toc, table);
         }
     }
-    let mut now = Files::default();
+    let mut now = Files::new(PATHS_MAX_BYTES);
     if let Some(record) = store.image(wanted.manifest).ok().flatten() {
         let layers = record.layers.iter().filter(|layer| !old.layers.iter().any(|old| old.diff_id == layer.diff_id));
         for layer in layers {
@@ -65,49 +65,6 @@ fn carry(store: &Store, old: &ImageRecord, profile: &Profile, wanted: &Wanted) -
     }
     let paths = PathMap::new(before.iter(), now.iter());
     carry_over(profile, old_id, &wanted.tables.iter().collect::<Vec<_>>(), &paths)
-}
-
-/// The regular files of some layers, by path.
-#[derive(Default)]
-struct Files {
-    files: Vec<(Vec<u8>, FilePlace)>,
-    len_bytes: usize,
-}
-
-impl Files {
-    /// Adds the files of a layer that are in one piece; sparse files start nothing.
-    fn add(&mut self, toc: &Toc, table: &ChunkTable) {
-        let mut paths: BTreeMap<u32, Vec<u8>> = BTreeMap::from([(ROOT, Vec::new())]);
-        // Directories stand before what is in them.
-        for node in toc.nodes() {
-            // Each path is needed once: taken away, so that those of one level of the tree are all that is held.
-            let Some(path) = paths.remove(&node.no()) else { continue };
-            match node.kind() {
-                NodeKind::Directory { children, .. } => {
-                    for child in children {
-                        let name = toc.node(child).name();
-                        paths.insert(child, [path.as_slice(), b"/", name].concat());
-                    }
-                }
-                NodeKind::Regular { mut extents, .. } => {
-                    let (first, more) = (extents.next(), extents.next());
-                    if let (Some(extent), None) = (first, more)
-                        && let ExtentSource::Layer { offset, .. } = extent.source
-                        && self.len_bytes < PATHS_MAX_BYTES
-                    {
-                        self.len_bytes += path.len();
-                        let chunks = table.covering(offset.0..offset.0.saturating_add(extent.len_bytes));
-                        self.files.push((path, FilePlace { layer: table.diff_id(), chunks }));
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (&[u8], FilePlace)> {
-        self.files.iter().map(|(path, place)| (path.as_slice(), place.clone()))
-    }
 }
 
 /// A reference without its tag and digest.

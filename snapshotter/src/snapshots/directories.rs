@@ -31,8 +31,8 @@ const REMOVED: &str = "removed-";
 #[derive(Debug)]
 pub(super) struct Directories {
     root: PathBuf,
-    /// Read by who makes a directory and its record, written by who looks for directories without one.
-    making: RwLock<()>,
+    /// Read by who makes or retires a directory, written by who looks for directories without a record.
+    changing: RwLock<()>,
 }
 
 impl Directories {
@@ -51,7 +51,7 @@ impl Directories {
         if !tells_file_types(&root).map_err(ServiceError::io("look into", &root))? {
             return Err(ServiceError::NoFileTypes { path: root });
         }
-        Ok(Self { root, making: RwLock::new(()) })
+        Ok(Self { root, changing: RwLock::new(()) })
     }
 
     fn dir(&self, id: u64) -> PathBuf {
@@ -79,7 +79,7 @@ impl Directories {
         owner: Option<(u32, u32)>,
         insert: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
-        let _making = self.making.read();
+        let _changing = self.changing.read();
         let temporary = self.root.join(format!("{NEW}{id}"));
         let made = self.fill(&temporary, with_work, owner).and_then(|()| self.publish(&temporary, id));
         if let Err(error) = made {
@@ -119,6 +119,7 @@ impl Directories {
 
     /// Takes a snapshot's directory out of the way, once its record is gone.
     pub(super) fn retire(&self, id: u64) {
+        let _changing = self.changing.read();
         // Before the tree that they show goes.
         mapped::hide(&self.mapped(id));
         match fs::rename(self.dir(id), self.root.join(format!("{REMOVED}{id}"))) {
@@ -138,7 +139,7 @@ impl Directories {
         &self,
         known: impl FnOnce() -> Result<BTreeSet<u64>, E>,
     ) -> Result<u64, E> {
-        let _nobody_makes_one = self.making.write();
+        let _nobody_changes_one = self.changing.write();
         let known = known()?;
         let mut collected = 0;
         for name in self.names()? {
@@ -315,6 +316,28 @@ mod tests {
         left.sort();
         assert_eq!(left, ["1", "removed-8", "someone else's"]);
         assert!(directories.exists(1) && !directories.exists(2));
+    }
+
+    #[test]
+    fn none_is_retired_under_the_eyes_of_who_collects() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let directories = open(&dir);
+        made(&directories, 1);
+        std::thread::scope(|scope| {
+            let (retired, is_retired) = std::sync::mpsc::sync_channel(1);
+            let (directories, moment) = (&directories, std::time::Duration::from_millis(50));
+            let known = || {
+                scope.spawn(move || {
+                    directories.retire(1);
+                    let _ = retired.send(());
+                });
+                is_retired.recv_timeout(moment).expect_err("waits until all are collected");
+                Ok::<_, ServiceError>(BTreeSet::new())
+            };
+            assert_eq!(directories.collect(known).expect("collects"), 1);
+        });
+        directories.delete_removed().expect("deletes");
+        assert_eq!(directories.names().expect("lists"), Vec::<String>::new());
     }
 
     #[test]

@@ -10,8 +10,8 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use hermes_image::build::{Expect, LayerBuilder, Options};
 use hermes_image::inflate::{Compression, Decoder};
+use hermes_origin::LayerDescriptor;
 use hermes_registry::Layout;
-use hermes_snapshotter::origin::LayerDescriptor;
 
 use super::report::{self, Line};
 use crate::commands::ImageArgs;

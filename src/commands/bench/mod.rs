@@ -3,7 +3,9 @@
 //! Every line is a ratio of two things measured in one run, because these figures are read on shared and noisy
 //! machines. Nothing is asserted: tests do not measure time.
 
+mod builds;
 mod cgroup;
+mod controller;
 mod files;
 mod index;
 mod memory_cgroup;
@@ -11,6 +13,7 @@ mod read;
 mod recorder;
 mod report;
 mod stage;
+mod start;
 mod swarm;
 mod workload;
 
@@ -29,8 +32,16 @@ pub(crate) enum BenchCommand {
     Cgroup(cgroup::CgroupArgs),
     /// What recording a start costs reads of present chunks, against the same reads without it.
     Recorder(recorder::RecorderArgs),
+    /// How long real programs take from the pull to their first answer, in every way to start them; the benchmark that tells the truth.
+    Start(start::StartArgs),
     /// What moving chunks between nodes and being in a swarm costs, against raw TCP.
     Swarm(swarm::SwarmArgs),
+    /// A controller's builds on one core: an image of a gigabyte, and several at once.
+    Builds(builds::BuildsArgs),
+    /// One controller and the streams of a large cluster: how long until every node knows, and what that takes.
+    Controller(controller::ControllerArgs),
+    /// The status page of a large cluster in a real browser: when it is painted, and whether it moves.
+    Page(controller::page::PageArgs),
 }
 
 /// Runs a benchmark.
@@ -41,6 +52,10 @@ pub(crate) async fn run(command: BenchCommand) -> anyhow::Result<()> {
         BenchCommand::Fs(args) => files::run(args).await,
         BenchCommand::Cgroup(args) => cgroup::run(args).await,
         BenchCommand::Recorder(args) => recorder::run(args).await,
+        BenchCommand::Start(args) => start::run(args).await,
         BenchCommand::Swarm(args) => swarm::run(args).await,
+        BenchCommand::Builds(args) => builds::run(args).await,
+        BenchCommand::Controller(args) => controller::run(args).await,
+        BenchCommand::Page(args) => controller::page::run(args).await,
     }
 }

@@ -17,11 +17,11 @@ use hermes_image::index::toc::{NodeKind, Toc};
 use hermes_image::inflate::Decoder;
 use hermes_image::statement::LayerStatement;
 use hermes_image::tree::ExtentSource;
+use hermes_origin::indexing::ImageIndex;
+use hermes_origin::{LayerDescriptor, Origin};
 use hermes_registry::Registry;
 use hermes_snapshotter::index_folder::IndexFolder;
-use hermes_snapshotter::indexing::ImageIndex;
 use hermes_snapshotter::node::keys;
-use hermes_snapshotter::origin::{LayerDescriptor, Origin};
 use hermes_snapshotter::status::Way;
 
 use super::report::{self, Line};

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
-use hermes_registry::LayoutWriter;
 use hermes_registry::oci::Platform;
+use hermes_registry::{LayoutWriter, WrittenLayer};
 
 use super::workload::next_random;
 
@@ -31,18 +31,7 @@ impl Stage {
         make_tree(&tree, big_len_bytes, small_files)?;
         let layout = work.join("layout");
         let writer = LayoutWriter::create(&layout)?;
-        let mut tar = Command::new("tar")
-            .args(["--create", "--format=pax", "--sort=name", "--numeric-owner", "--file=-", "--directory"])
-            .arg(&tree)
-            .arg(".")
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start tar")?;
-        let stream = tar.stdout.take().context("tar has no output")?;
-        let layer = writer.layer_tar(stream)?;
-        if !tar.wait()?.success() {
-            bail!("tar could not pack the benchmark's tree");
-        }
+        let layer = pack(&writer, &tree)?;
         let image = writer.image(&Platform::host(), &serde_json::json!({}), &[layer])?;
         writer.tag(image, "latest")?;
         Ok(Self { tree, layout })
@@ -62,6 +51,23 @@ impl Stage {
     pub(super) fn small(root: &Path) -> PathBuf {
         root.join("small")
     }
+}
+
+/// Packs a tree into a layer.
+pub(super) fn pack(writer: &LayoutWriter, tree: &Path) -> anyhow::Result<WrittenLayer> {
+    let mut tar = Command::new("tar")
+        .args(["--create", "--format=pax", "--sort=name", "--numeric-owner", "--file=-", "--directory"])
+        .arg(tree)
+        .arg(".")
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start tar")?;
+    let stream = tar.stdout.take().context("tar has no output")?;
+    let layer = writer.layer_tar(stream)?;
+    if !tar.wait()?.success() {
+        bail!("tar could not pack the benchmark's tree");
+    }
+    Ok(layer)
 }
 
 fn make_tree(tree: &Path, big_len_bytes: u64, small_files: u64) -> anyhow::Result<()> {

@@ -85,7 +85,7 @@ pub(super) fn render(report: &Report) -> String {
         let ready = width(start.ready_s).min(BAR_WIDTH);
         let total = width(start.answer_s).clamp(ready.max(1), BAR_WIDTH);
         out += &format!(
-            "  {:<26} {}{} {:.2} s\n",
+            "  {:<28} {}{} {:.2} s\n",
             start.name,
             "█".repeat(ready),
             "░".repeat(total - ready),

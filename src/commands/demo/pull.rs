@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use futures::StreamExt as _;
-use hermes_snapshotter::origin::{LayerDescriptor, Origin};
+use hermes_origin::{LayerDescriptor, Origin};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, XattrFlags};
 
 use crate::commands::ImageArgs;

@@ -2,8 +2,7 @@
 //! the image, in network and process namespaces of its own.
 
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,8 +15,6 @@ use serde_json::json;
 
 /// How often the service is asked whether it answers.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// How long one question may take.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the image's configuration says about starting it.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -162,13 +159,7 @@ fn answers_ok(namespace: &File, port: u16) -> bool {
     let ask = move || -> std::io::Result<bool> {
         use std::os::fd::AsFd as _;
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut stream = TcpStream::connect_timeout(&address, ANSWER_TIMEOUT)?;
-        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-        stream.write_all(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-        let mut head = [0; 12];
-        stream.read_exact(&mut head)?;
-        Ok(head.starts_with(b"HTTP/1.") && head.ends_with(b" 200"))
+        crate::commands::probe::answers_ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
     };
     std::thread::spawn(ask).join().is_ok_and(|answer| answer.unwrap_or(false))
 }

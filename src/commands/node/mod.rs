@@ -1,27 +1,28 @@
 //! `hermes node`: the daemon, and what is done to a running one. What sets a host up for it is in [`super::setup`].
 
+mod supervise;
 mod upgrade;
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Subcommand};
+use hermes_origin::{ClientCertificate, HOSTS_DIR, TlsSettings};
 use hermes_snapshotter::config::{
     COMPLETE_RATE_BYTES_PER_SECOND, CompleteMode, FIRST_PULL_MIN_BYTES, NodeConfig, RegistrySettings, UNUSED_IMAGES_MAX,
 };
 use hermes_snapshotter::control::{self, Request};
 use hermes_snapshotter::mounts::erofs::Backing;
 use hermes_snapshotter::node::{Node, NodeError, Supervision};
-use hermes_snapshotter::origin::{ClientCertificate, HOSTS_DIR, TlsSettings};
 use hermes_snapshotter::snapshots::DEFAULT_SOCKET;
 use hermes_snapshotter::state_version::StateVersions;
 use hermes_snapshotter::status::Way;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::StateArgs;
 use super::mount::expect_done;
 use super::setup::{self, SetupCommand};
+use super::{StateArgs, metrics_address};
 use crate::output::failure;
 
 /// Arguments of `hermes node`.
@@ -57,6 +58,20 @@ pub(crate) struct NodeArgs {
     /// A name whose addresses are those of the cluster's nodes, such as a headless service; resolved again and again.
     #[arg(long, value_name = "NAME:PORT")]
     members_dns: Option<String>,
+    /// A controller, as HOST:PORT. It says which images are indexed, and who is a member of the swarm. May be given more than
+    /// once, for replicas.
+    #[arg(long = "controller", value_name = "HOST:PORT", conflicts_with_all = ["join_secret", "open_swarm"])]
+    controllers: Vec<String>,
+    /// The file (PEM) with the roots by which the controller is believed.
+    #[arg(long, value_name = "FILE", requires = "controllers")]
+    controller_ca: Option<PathBuf>,
+    /// The file with the token that proves to the controller which node this is: a projected ServiceAccount token, or a join
+    /// token. Read again at each join.
+    #[arg(long, value_name = "FILE", requires = "controllers")]
+    controller_token: Option<PathBuf>,
+    /// The name of this node in the cluster.
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
     /// A folder of indexes. May be given more than once.
     #[arg(long = "index", value_name = "DIR")]
     index_folders: Vec<PathBuf>,
@@ -127,6 +142,10 @@ pub(crate) struct NodeArgs {
     /// Serve /metrics, /healthz and /readyz there, as host:port or as a port on loopback.
     #[arg(long, value_name = "ADDR", value_parser = metrics_address)]
     metrics_listen: Option<SocketAddr>,
+    /// Write all that the fetch policy is told and asks for into this file, anew at each start of the daemon; `hermes simulate
+    /// replay` reads it.
+    #[arg(long, value_name = "FILE")]
+    record_decisions: Option<PathBuf>,
     #[command(flatten)]
     registries: RegistryArgs,
 }
@@ -158,14 +177,6 @@ struct RegistryArgs {
     /// The folder with docker's credential helpers; those that PATH leads to when absent.
     #[arg(long, value_name = "DIR")]
     docker_helper_dir: Option<PathBuf>,
-}
-
-/// `host:port`, or a port alone for loopback: the numbers are nobody else's business unless somebody says so.
-fn metrics_address(text: &str) -> Result<SocketAddr, String> {
-    if let Ok(port) = text.trim_start_matches(':').parse::<u16>() {
-        return Ok((Ipv4Addr::LOCALHOST, port).into());
-    }
-    text.parse().map_err(|_| "give IP:PORT, or a port on loopback".to_owned())
 }
 
 /// `HOST=VALUE`.
@@ -211,6 +222,8 @@ enum NodeCommand {
     Drain(DrainArgs),
     /// Replace the running daemon's program; processes that read from mounted images do not notice.
     Upgrade(upgrade::UpgradeArgs),
+    /// Put the daemon on this host from a pod, and keep it there: its service, its token, its version. What a pod of the DaemonSet runs.
+    Supervise(Box<supervise::SuperviseArgs>),
     /// Print, as JSON, which versions of the state folder this program can use.
     StateVersion,
 }
@@ -239,6 +252,7 @@ pub(crate) async fn run(mut args: NodeArgs) -> anyhow::Result<()> {
             expect_done(control::ask(&state, &Request::Shutdown, |_| ()).await).map(drop)
         }
         Some(NodeCommand::Upgrade(upgrade)) => upgrade::run(upgrade).await,
+        Some(NodeCommand::Supervise(args)) => supervise::run(*args).await,
         Some(NodeCommand::StateVersion) => {
             println!("{}", serde_json::to_string(&StateVersions::OURS)?);
             Ok(())
@@ -261,6 +275,10 @@ async fn serve(args: NodeArgs) -> anyhow::Result<()> {
         zone: args.zone,
         members_file: args.members_file.map(std::path::absolute).transpose()?,
         members_dns: args.members_dns,
+        controller: args.controllers,
+        controller_ca: args.controller_ca.map(std::path::absolute).transpose()?,
+        controller_token: args.controller_token.map(std::path::absolute).transpose()?,
+        node_name: args.node_name,
         index_folders: args.index_folders,
         trusted_keys: args.trusted_keys,
         signing_key: args.signing_key.map(std::path::absolute).transpose()?,
@@ -276,6 +294,7 @@ async fn serve(args: NodeArgs) -> anyhow::Result<()> {
         erofs_backing: args.erofs_backing,
         exit_when_unused: args.exit_when_unused,
         metrics_listen: args.metrics_listen,
+        record_decisions: args.record_decisions.map(std::path::absolute).transpose()?,
         registries: args.registries.settings()?,
         snapshotter_socket: args.containerd_socket.map(std::path::absolute).transpose()?,
         plain: args.plain,

@@ -1,15 +1,19 @@
 //! `hermes simulate`: the production policy in a made-up world with virtual time.
 
 mod check;
+mod replay;
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use hermes_simulations::html;
 use hermes_simulations::open::{OpenError, open};
 use hermes_simulations::report::Report;
 use hermes_simulations::scenario::{SHIPPED, Scenario, shipped};
+use hermes_simulations::strategy::{Strategy, model};
 use hermes_simulations::units::show_nanos;
 use hermes_simulations::world::Progress;
 use hermes_snapshotter::control::FailureClass;
@@ -27,10 +31,14 @@ pub(crate) enum SimulateCommand {
     List(ListArgs),
     /// Run a scenario and say what came of it.
     Run(RunArgs),
+    /// Run a scenario under several strategies: Hermes, Hermes without some of its parts, and models of other systems.
+    Compare(CompareArgs),
     /// Run a scenario once for each value of a field, and compare.
     Sweep(SweepArgs),
     /// Run random small worlds with faults, and make the ones that fail smaller.
     Check(check::CheckArgs),
+    /// Decide again what a real node has decided, and say where this version decides something else.
+    Replay(replay::ReplayArgs),
 }
 
 /// Arguments of `hermes simulate list`.
@@ -58,11 +66,51 @@ pub(crate) struct ScenarioArgs {
     json: bool,
 }
 
+/// Where a report is written to, beside what is printed.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ReportArgs {
+    /// Write the report as a page that stands alone.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write the figures over time as CSV.
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+}
+
+impl ReportArgs {
+    fn write(&self, reports: &[Report]) -> anyhow::Result<()> {
+        let files = [(&self.html, html::page as fn(&[Report]) -> String), (&self.csv, html::csv)];
+        for (file, make) in files {
+            if let Some(file) = file {
+                std::fs::write(file, make(reports)).with_context(|| format!("{} cannot be written", file.display()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Arguments of `hermes simulate compare`.
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    #[command(flatten)]
+    scenario: ScenarioArgs,
+    #[command(flatten)]
+    report: ReportArgs,
+    /// The strategies, as in `hermes,hermes-no-owners,spegel`; `all` for all of them. Hermes and the other systems when absent.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    strategies: Vec<String>,
+    /// Print the models' parameters and sources as well.
+    #[arg(long)]
+    models: bool,
+}
+
 /// Arguments of `hermes simulate run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     scenario: ScenarioArgs,
+    #[command(flatten)]
+    report: ReportArgs,
     /// Say too what was read from the registry more than once or in vain: by whom, when, and why. JSON always has it.
     #[arg(long)]
     excess: bool,
@@ -84,8 +132,10 @@ pub(crate) async fn run(command: SimulateCommand) -> anyhow::Result<()> {
     let done = tokio::task::spawn_blocking(move || match command {
         SimulateCommand::List(args) => list(&args),
         SimulateCommand::Run(args) => run_one(&args),
+        SimulateCommand::Compare(args) => compare(&args),
         SimulateCommand::Sweep(args) => sweep(&args),
         SimulateCommand::Check(args) => check::run(&args),
+        SimulateCommand::Replay(args) => replay::run(&args),
     });
     done.await.context("the simulation broke off")?
 }
@@ -117,21 +167,55 @@ fn bar(template: &str) -> ProgressBar {
     bar
 }
 
-fn simulate(args: &ScenarioArgs, changes: &[String]) -> anyhow::Result<Report> {
-    let (scenario, shape) = open(&args.scenario, changes, args.seed).map_err(usage)?;
-    let bar = bar("{bar:30} {pos}/{len} ready, {msg}{elapsed} real");
+/// Draws how far a run is, now and then.
+fn drawing(bar: &ProgressBar) -> impl FnMut(&str, Progress) {
     let mut drawn = Instant::now();
-    let show = |progress: Progress| {
+    move |what, progress| {
         if drawn.elapsed() >= DRAW_EVERY {
             drawn = Instant::now();
             bar.set_length(progress.starts.into());
-            bar.set_message(format!("{} virtual, ", show_nanos(progress.now)));
+            bar.set_message(format!("{what}{} virtual, ", show_nanos(progress.now)));
             bar.set_position(progress.ready.into());
         }
-    };
-    let report = hermes_simulations::run(scenario, shape, args.seed, show);
+    }
+}
+
+/// The line of progress of a run.
+const RUN_BAR: &str = "{bar:30} {pos}/{len} ready, {msg}{elapsed} real";
+
+fn simulate(args: &ScenarioArgs, changes: &[String]) -> anyhow::Result<Report> {
+    let (scenario, shape) = open(&args.scenario, changes, args.seed).map_err(usage)?;
+    let bar = bar(RUN_BAR);
+    let mut draw = drawing(&bar);
+    let report = hermes_simulations::run(scenario, shape, args.seed, |progress| draw("", progress));
     bar.finish_and_clear();
     Ok(report)
+}
+
+fn compare(args: &CompareArgs) -> anyhow::Result<()> {
+    let strategies = match args.strategies.as_slice() {
+        [] => Strategy::SYSTEMS.to_vec(),
+        [all] if all == "all" => Strategy::ALL.to_vec(),
+        names => names.iter().map(|name| name.parse()).collect::<Result<Vec<Strategy>, _>>().map_err(usage)?,
+    };
+    let ScenarioArgs { scenario, seed, changes, json } = &args.scenario;
+    let (scenario, shape) = open(scenario, changes, *seed).map_err(usage)?;
+    let bar = bar(RUN_BAR);
+    let mut draw = drawing(&bar);
+    let tell = |strategy: Strategy, progress| draw(&format!("{strategy}, "), progress);
+    let reports = hermes_simulations::compare::compare(&scenario, &shape, *seed, &strategies, tell);
+    bar.finish_and_clear();
+    args.report.write(&reports)?;
+    if *json {
+        println!("{}", serde_json::to_string_pretty(&reports)?);
+    } else {
+        println!("{} (seed {seed})", scenario.name);
+        println!("{}", output::table(&html::COLUMNS, reports.iter().map(html::row).collect()));
+    }
+    if args.models {
+        println!("\n{}", model::table());
+    }
+    reports.iter().filter(|report| report.strategy == Strategy::Hermes.name()).try_for_each(verdict)
 }
 
 /// A violation is a failure of the command, after the answer.
@@ -158,6 +242,7 @@ fn cost(began: Instant) -> Vec<(&'static str, String)> {
 fn run_one(args: &RunArgs) -> anyhow::Result<()> {
     let began = Instant::now();
     let report = simulate(&args.scenario, &args.scenario.changes)?;
+    args.report.write(std::slice::from_ref(&report))?;
     if args.scenario.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
         return verdict(&report);

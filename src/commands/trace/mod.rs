@@ -4,7 +4,7 @@ mod picture;
 mod table;
 mod timescale;
 
-pub(super) use picture::{cut, text};
+pub(super) use picture::{cut, escaped, text};
 
 use std::path::PathBuf;
 

@@ -48,7 +48,7 @@ fn colour(reason: AskReason) -> &'static str {
 }
 
 /// `text` as the content of an element or an attribute. Control characters, which XML 1.0 cannot hold, are left out.
-fn escaped(text: &str) -> String {
+pub(in crate::commands) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

@@ -136,7 +136,7 @@ fn image(no: u32) -> ImageRecord {
         layers: Vec::new(),
         tree: None,
         last_use_seconds: 0,
-        access: hermes_store::Access::Public,
+        access: hermes_image::access::Access::Public,
         proven: true,
     }
 }

@@ -136,6 +136,26 @@ pub fn one_slow(name: &str, rig: &Rig, shape: &Shape, factor: u64) -> Result<Out
     with_fault(name, rig, shape, &[0], |fleet, _| fleet.wires().slow(0, factor))
 }
 
+/// The two last nodes go for good while the first fifth stands still for `age`, and then all others read at once: a fifth with
+/// lists of members that are as old, in which those that went still own their parts.
+///
+/// # Errors
+/// When the fleet does not come up.
+pub fn stale_lists(name: &str, rig: &Rig, shape: &Shape, age: Duration) -> Result<Outcome> {
+    let fleet = Fleet::start(rig, shape)?;
+    let all = everyone(shape);
+    let (there, gone) = all.split_at(all.len().saturating_sub(2));
+    let stale = &there[..all.len().div_ceil(5).min(there.len())];
+    fleet.mount(there)?;
+    stale.iter().try_for_each(|node| fleet.pause(*node))?;
+    gone.iter().try_for_each(|node| fleet.kill(*node))?;
+    thread::sleep(age);
+    let start = Start::of(&fleet)?;
+    stale.iter().try_for_each(|node| fleet.resume(*node))?;
+    let found = fleet.read(there, &rig.read, || Ok(()))?;
+    Outcome::new(name, &fleet, &start, found, gone)
+}
+
 fn everyone(shape: &Shape) -> Vec<usize> {
     (0..shape.nodes()).collect()
 }

@@ -22,7 +22,9 @@ fn member_of(salt: u64) -> (Node, Vec<PeerNo>) {
     let members = Members::new(7, ME, (0..6).map(member).collect());
     let owners = members.owners(&LAYER, EXTENT.start, Duty::Cluster, 3);
     node.tell(Event::MembersChanged { members: Arc::new(members) });
-    (node, owners)
+    // The search that a member begins with has found nobody.
+    node.tell(Event::HoldersFound { layer: LAYER });
+    (node, owners.to_vec())
 }
 
 /// The same, where this node has the given rank.
@@ -54,6 +56,38 @@ fn the_first_owner_is_asked_at_once_and_reads_at_once() {
     assert_eq!(words(&node.demand(0..2)), [format!("peer {} 0..2", owners[0].0)]);
     let (mut node, _) = member_with_rank(Some(0));
     assert_eq!(words(&node.demand(0..2)), ["spans 0..1"]);
+}
+
+#[test]
+fn a_newcomer_searches_before_it_reads_what_it_owns_by_its_new_list() {
+    let mut node = Node::with_layer();
+    let member = |no| Member { peer: PeerNo(no), key: u64::from(no), zone: ZoneNo(0), eligible: true };
+    node.tell(Event::MembersChanged { members: Arc::new(Members::new(1, ME, vec![member(0), member(1)])) });
+    let (_, actions) = node.read(Class::Prefetch, 0..400);
+    assert_eq!(actions, [Action::FindHolders { layer: LAYER }], "nobody is connected yet");
+    node.tell(Event::PeerHas { peer: A, layer: LAYER, chunks: Runs::one(0..400) });
+    let actions = node.tell(Event::HoldersFound { layer: LAYER });
+    assert!(words(&actions).iter().all(|asked| asked.starts_with("peer 1 ")), "{actions:?}");
+}
+
+#[test]
+fn a_span_that_is_left_to_this_node_in_pieces_is_read_once() {
+    let (mut node, _) = member_with_rank(None);
+    let first = the_ask(&node.demand(0..2));
+    let second = the_ask(&node.demand(2..4));
+    let actions = node.tell(Event::AskDelegated { ask: first, chunks: Runs::one(0..2) });
+    assert_eq!((words(&actions), cancelled(&actions)), (vec!["spans 0..1".to_owned()], vec![second]));
+}
+
+#[test]
+fn when_an_owner_is_silent_those_of_whom_nothing_was_heard_are_asked_last() {
+    let (mut node, owners) = member_with_rank(None);
+    node.wait(ms(1000));
+    let asked = node.demand(0..2);
+    assert_eq!(words(&asked), [format!("peer {} 0..2", owners[0].0)]);
+    node.tell(Event::PeerHas { peer: owners[2], layer: LAYER, chunks: Runs::one(300..301) });
+    let actions = node.wait(ms(251));
+    assert_eq!(words(&actions), [format!("peer {} 0..2", owners[2].0)], "the second was not heard of either");
 }
 
 #[test]

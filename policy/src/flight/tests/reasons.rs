@@ -29,9 +29,10 @@ fn swarm(owner: PeerNo) -> (Node, std::ops::Range<u32>) {
     let member = |peer: PeerNo| Member { peer, key: u64::from(peer.0) * 7919, zone: ZoneNo(0), eligible: true };
     let members = Arc::new(Members::new(1, ME, [ME, A, B].map(member).to_vec()));
     let mut starts = (0..6).map(|extent| extent * EXTENT);
-    let start = starts.find(|start| members.owners(&LAYER, *start, Duty::Cluster, 1) == [owner]);
+    let start = starts.find(|start| members.owners(&LAYER, *start, Duty::Cluster, 1)[..] == [owner]);
     let start = start.expect("each owns one of six");
     node.tell(Event::MembersChanged { members });
+    node.tell(Event::HoldersFound { layer: LAYER });
     (node, start..start + EXTENT)
 }
 

@@ -203,7 +203,7 @@ fn an_ask_without_a_sign_of_life_loses_its_lease() {
     let mut node = Node::with_layer();
     node.holder(A, 0..400);
     let ask = the_ask(&node.demand(0..8));
-    assert!(words(&node.wait(ms(2400))).is_empty());
+    assert!(words(&node.wait(ms(249))).is_empty());
     node.tell(Event::AskProgress { ask });
     assert!(words(&node.wait(ms(2400))).is_empty(), "progress renews it");
     node.arrived(0..1);
@@ -211,6 +211,26 @@ fn an_ask_without_a_sign_of_life_loses_its_lease() {
     let actions = node.wait(ms(200));
     assert_eq!(cancelled(&actions), [ask]);
     assert_eq!(words(&actions), ["spans 0..2"]);
+}
+
+#[test]
+fn a_reader_waits_no_longer_than_a_rank_for_the_first_word_of_a_peer() {
+    let mut node = Node::with_layer();
+    node.holder(A, 0..400);
+    let ask = the_ask(&node.demand(0..8));
+    let actions = node.wait(ms(251));
+    assert_eq!((cancelled(&actions), words(&actions)), (vec![ask], vec!["spans 0..2".to_owned()]));
+}
+
+#[test]
+fn a_reader_does_not_join_prefetch_whose_peer_has_gone_silent() {
+    let mut node = Node::with_layer();
+    node.holder(A, 0..400);
+    let ask = the_ask(&node.prefetch(0..8));
+    node.tell(Event::AskProgress { ask });
+    assert!(words(&node.wait(ms(1500))).is_empty(), "prefetch can wait");
+    node.holder(B, 0..400);
+    assert_eq!(words(&node.demand(0..1)).len(), 1, "a reader cannot");
 }
 
 #[test]
@@ -224,8 +244,8 @@ fn a_full_holder_is_waited_for_rather_than_the_origin_but_not_for_ever() {
     let actions = node.wait(ms(11));
     assert_eq!(words(&actions), ["peer 1 0..1 200..201"], "the ask that ended takes the next read along");
     assert!(node.demand(300..301).is_empty());
-    for ask in &asked[1..] {
-        node.tell(Event::AskProgress { ask: *ask });
+    for ask in asked[1..].iter().copied().chain([the_ask(&actions)]) {
+        node.tell(Event::AskProgress { ask });
     }
     node.wait(ms(1500));
     for ask in &asked[1..] {
@@ -248,7 +268,7 @@ fn a_busy_holder_is_waited_for_when_it_will_have_time_soon() {
         node.tell(Event::HoldersFound { layer: LAYER });
         let actions = node.ended(ask, Outcome::Busy { retry_after: busy });
         assert_eq!(words(&actions), asked_now, "busy for {busy:?}");
-        assert_eq!(words(&node.wait(ms(1000))), asked_later, "busy for {busy:?}");
+        assert_eq!(words(&node.wait(ms(200))), asked_later, "busy for {busy:?}");
     }
 }
 
@@ -388,7 +408,7 @@ fn a_failure_of_our_own_disk_blames_nobody() {
     let (read, actions) = node.read(Class::Demand, 0..1);
     let actions = node.failed(the_ask(&actions), ErrorClass::Local);
     assert!(words(&actions).is_empty(), "no other source can help");
-    let actions = node.wait(ms(300));
+    let actions = node.wait(ms(200));
     assert_eq!(words(&actions), ["peer 1 0..1"], "the same peer is asked again");
     assert_eq!(delivered(&node.arrived(0..1)), [read]);
 }
@@ -440,6 +460,7 @@ fn spans_are_asked_for_when_the_registry_is_needed() {
     node.open(LAYER, bare, Some(OriginNo(0)));
     node.holder(A, 0..4);
     assert_eq!(words(&node.demand(0..4)), ["peer 1 0..4"]);
+    node.arrived(0..4);
     node.demand(8..9);
     let actions = node.tell(Event::HoldersFound { layer: LAYER });
     assert_eq!(actions, [Action::FindSpans { layer: LAYER }]);

@@ -100,7 +100,8 @@ impl Completion {
         self.node_number
     }
 
-    /// Pauses, or goes on, also after a restart.
+    /// Pauses, or goes on, also after a restart and a power cut. Going on, it looks at once at what it had left alone for a
+    /// while.
     ///
     /// # Errors
     /// When it cannot be kept.
@@ -114,6 +115,15 @@ impl Completion {
                 return Err(NodeError::Io { what: "change", path: self.paused_path.clone(), source: error });
             }
             _ => self.paused.store(paused, Ordering::Release),
+        }
+        let folder = self.paused_path.parent().unwrap_or(&self.paused_path);
+        std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| NodeError::Io {
+            what: "sync",
+            path: folder.to_owned(),
+            source,
+        })?;
+        if !paused {
+            self.states.lock().values_mut().for_each(|standing| standing.rests_until = None);
         }
         tracing::info!(paused, "completing images in the background");
         Ok(())
@@ -222,7 +232,7 @@ impl Inner {
     /// One round of an image.
     async fn complete_some(&self, next: &Next) {
         let completion = &self.completion;
-        let mut parts = self.all_parts(&next.layers);
+        let mut parts = self.all_parts(&next.layers).await;
         let missing_bytes = parts.iter().map(Part::missing_bytes).sum();
         if !self.has_room(missing_bytes) {
             return self.rest_for_room(next, missing_bytes);
@@ -339,6 +349,9 @@ mod tests {
         completion.set(one, CompletionState::NoRoom { missing_bytes: 5 }, Some(REST));
         completion.set(other, CompletionState::Running, None);
         assert!(completion.rests(one) && !completion.rests(other) && !completion.rests(MountNo(3)));
+        completion.pause(false).expect("kept");
+        assert!(!completion.rests(one), "somebody has told it to go on");
+        completion.set(one, CompletionState::NoRoom { missing_bytes: 5 }, Some(REST));
         completion.forget_others(&[other]);
         assert!(!completion.rests(one));
     }

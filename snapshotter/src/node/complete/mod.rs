@@ -2,8 +2,8 @@
 //!
 //! Two callers: somebody who asks for it and waits ([`Inner::complete`], as fast as the link and the cores go), and the
 //! node itself, in the background of whoever reads ([`background`]). Both take what is missing in parts of
-//! [`PART_BYTES`], several at a time, in the order that [`hermes_policy::completion::parts`] says, and leave it to the
-//! fetch policy to ask for them as what nobody waits for.
+//! [`PART_BYTES`], several at a time, in the order that [`hermes_policy::completion`] says (what the fewest peers have
+//! first), and leave it to the fetch policy to ask for them as what nobody waits for.
 //!
 //! There is no time by which it must have come: a slow link is no fault. What ends it is standing still, or a store that
 //! has no room. A request that is dropped stops at once, and what has come stays: chunks are durable a moment after they
@@ -85,8 +85,9 @@ impl Inner {
     }
 
     /// One pass over what is missing of `layers`.
-    async fn fetch_all(&self, layers: &[Arc<OpenLayer>], tell: impl Fn()) -> Result<(), NodeError> {
-        let fetches: Vec<_> = self.all_parts(layers).into_iter().map(|part| self.fetch_part(part, PART_MAX)).collect();
+    pub(super) async fn fetch_all(&self, layers: &[Arc<OpenLayer>], tell: impl Fn()) -> Result<(), NodeError> {
+        let parts = self.all_parts(layers).await;
+        let fetches: Vec<_> = parts.into_iter().map(|part| self.fetch_part(part, PART_MAX)).collect();
         let fetches = stream::iter(fetches).buffer_unordered(PARTS_AT_ONCE);
         let mut fetching = std::pin::pin!(fetches.try_for_each(|()| std::future::ready(Ok(()))));
         let mut stall = Stall::new(progress_bytes(layers), Instant::now());
@@ -100,7 +101,7 @@ impl Inner {
                     tell();
                     if stall.is_over(progress_bytes(layers), Instant::now()) {
                         // A need whose time has passed fails at once, and says who was asked and what came of it.
-                        if let Some(part) = self.all_parts(layers).pop() {
+                        if let Some(part) = self.all_parts(layers).await.pop() {
                             self.fetch_part(part, Duration::ZERO).await?;
                         }
                     }
@@ -110,12 +111,14 @@ impl Inner {
     }
 
     /// What is missing of `layers`, in the order in which this node fetches it.
-    fn all_parts(&self, layers: &[Arc<OpenLayer>]) -> Vec<Part> {
+    async fn all_parts(&self, layers: &[Arc<OpenLayer>]) -> Vec<Part> {
         let node = self.completion.node_number();
         let mut all = Vec::new();
         for layer in layers {
             let missing = layer.layer.missing(0..layer.layer.table().count());
-            let parts = completion::parts(&layer.diff_id(), &layer.geometry(), &missing, PART_BYTES, node);
+            let (diff_id, held) = (layer.diff_id(), self.fetch.held(layer.diff_id()).await);
+            let mut parts = completion::parts(&diff_id, &layer.geometry(), &missing, PART_BYTES, node);
+            completion::rarest_first(&diff_id, &mut parts, &held, node);
             all.extend(parts.into_iter().map(|chunks| Part { layer: Arc::clone(layer), chunks }));
         }
         all
@@ -136,7 +139,7 @@ impl Inner {
 }
 
 /// Makes all that is present of `layers` durable.
-async fn sync_layers(layers: Vec<Arc<OpenLayer>>) -> Result<(), NodeError> {
+pub(super) async fn sync_layers(layers: Vec<Arc<OpenLayer>>) -> Result<(), NodeError> {
     let sync = tokio::task::spawn_blocking(move || layers.iter().try_for_each(|layer| layer.layer.sync()));
     Ok(sync.await.map_err(|_| NodeError::Interrupted)??)
 }

@@ -5,19 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use hermes_image::access::Access;
 use hermes_image::build::{BuildError, ChunkSink, Options};
 use hermes_image::ids::ArtifactId;
 use hermes_image::statement::{LayerStatement, Statement};
-use hermes_store::{Access, ImageLayer, ImageRecord, LayerUse, SealedLayer, StagedArtifact, Store, StoreError};
+use hermes_policy::class::Class;
+use hermes_store::{ImageLayer, ImageRecord, LayerUse, SealedLayer, StagedArtifact, Store, StoreError};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::super::lazy::{LazyImage, Refusal, refusal};
 use super::super::{Inner, NodeError};
 use super::{Outcome, Taking};
-use crate::indexing::{IndexedLayer, IndexingError, index_layer};
 use crate::metrics::{self, ArrivedFrom, RECORDED};
-use crate::origin::{ErrorClass, LayerDescriptor};
+use hermes_origin::indexing::{IndexedLayer, IndexingError, index_layer};
+use hermes_origin::{ErrorClass, LayerDescriptor};
 
 /// A layer that one or several pulls are about to have. Whoever comes first makes it ready; when that one is dropped,
 /// the next does.
@@ -206,7 +208,8 @@ async fn stage(
     let chunks = Arc::clone(&staged);
     let sink: ChunkSink = Box::new(move |_, chunk| {
         chunks.lock().append(&chunk)?;
-        RECORDED.arrived(ArrivedFrom::Registry, chunk.len() as u64);
+        // Its reader is containerd, which waits for the pull.
+        RECORDED.arrived(ArrivedFrom::Registry, Class::Demand, chunk.len() as u64);
         Ok(())
     });
     let came = |bytes| {

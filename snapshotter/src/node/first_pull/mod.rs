@@ -54,9 +54,9 @@ use super::Inner;
 use super::lazy::{LAYER_LABEL, LazyImage, Refusal, refusal};
 use crate::config::NodeConfig;
 use crate::metrics::{self, FirstPullEnd, RECORDED};
-use crate::origin::{ErrorClass, Failure, FindImageError, ImageSource, LayerDescriptor, Origin, ResolvedImage};
 use crate::snapshots::PulledLayer;
 use crate::status::FirstPullStatus;
+use hermes_origin::{ErrorClass, Failure, FindImageError, ImageSource, LayerDescriptor, Origin, ResolvedImage};
 
 /// Images that are taken at once. More would divide the link, and pods wait for them.
 const IMAGES_MAX: usize = 4;

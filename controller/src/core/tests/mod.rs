@@ -1,0 +1,4 @@
+mod lifecycle;
+mod random;
+mod seeding;
+mod world;
