@@ -59,6 +59,44 @@ struct Peer {
     /// It left a reader waiting for what it has, and rests until then; and how often.
     slow_until: Instant,
     slow: u32,
+    brought: Brought,
+}
+
+/// What came from a peer lately.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Brought {
+    /// The period, by its number since the clock's zero, in which something came last.
+    period: u64,
+    /// Bytes of that period, and of the one before it.
+    bytes: u64,
+    before_bytes: u64,
+}
+
+impl Brought {
+    fn add(&mut self, period: u64, bytes: u64) {
+        let before_bytes = self.before(period);
+        let so_far = if self.period == period { self.bytes } else { 0 };
+        *self = Self { period, bytes: so_far.saturating_add(bytes), before_bytes };
+    }
+
+    /// Bytes of the period before `period`.
+    fn before(&self, period: u64) -> u64 {
+        match period.saturating_sub(self.period) {
+            0 => self.before_bytes,
+            1 => self.bytes,
+            _ => 0,
+        }
+    }
+
+    /// Bytes of `period` and the one before it.
+    fn lately(&self, period: u64) -> u64 {
+        self.before(period).saturating_add(if self.period == period { self.bytes } else { 0 })
+    }
+}
+
+/// The period of [`Brought`]: as long as a reader waits for a peer that says nothing.
+fn period(now: Instant, limits: &Limits) -> u64 {
+    now.0 / nanos(limits.rank_wait_min).max(1)
 }
 
 impl Peer {
@@ -78,6 +116,7 @@ impl Peer {
             heard_at: Instant::ZERO,
             slow_until: Instant::ZERO,
             slow: 0,
+            brought: Brought::default(),
         }
     }
 
@@ -387,6 +426,20 @@ impl Peers {
         self.silence_at + limits.doubt
     }
 
+    /// Notes that chunks came from the peer, for whichever ask.
+    pub(crate) fn brought(&mut self, peer: PeerNo, now: Instant, bytes: u64, limits: &Limits) {
+        if let Some(record) = self.records.get_mut(&peer) {
+            record.brought.add(period(now, limits), bytes);
+        }
+    }
+
+    /// Whether the peer has brought as much as a demand ask wants within the last one or two waits for a rank: what it has not
+    /// sent yet stands in line behind that.
+    pub(crate) fn is_sending(&self, peer: PeerNo, now: Instant, limits: &Limits) -> bool {
+        let brought = self.records.get(&peer).map(|record| record.brought.lately(period(now, limits)));
+        brought.is_some_and(|bytes| bytes >= limits.peer_size.demand_bytes)
+    }
+
     /// Notes that the peer lives and leaves a reader waiting for what it has.
     pub(crate) fn slow(&mut self, peer: PeerNo, now: Instant, limits: &Limits) {
         if let Some(record) = self.records.get_mut(&peer).filter(|record| record.slow_until <= now) {
@@ -613,6 +666,20 @@ mod tests {
         assert!(peers.is_doubtful(PeerNo(3), later, &limits));
         assert!(!peers.is_doubtful(B, later, &limits), "it was heard of");
         assert!(!peers.is_doubtful(PeerNo(3), later + limits.doubt, &limits), "and not for ever");
+    }
+
+    #[test]
+    fn a_peer_is_sending_while_it_brings_a_demand_ask_in_two_periods() {
+        let (limits, mut peers) = (limits(), two());
+        let (period, enough) = (limits.rank_wait_min, limits.peer_size.demand_bytes);
+        assert!(!peers.is_sending(A, NOW, &limits));
+        peers.brought(A, NOW, enough / 2, &limits);
+        peers.brought(A, NOW + period, enough / 2, &limits);
+        assert!(peers.is_sending(A, NOW + period, &limits) && !peers.is_sending(B, NOW + period, &limits));
+        assert!(!peers.is_sending(A, NOW + period * 2, &limits), "half of it is too long ago");
+        peers.brought(A, NOW + period * 2, enough / 2, &limits);
+        assert!(peers.is_sending(A, NOW + period * 2, &limits));
+        assert!(!peers.is_sending(A, NOW + period * 4, &limits));
     }
 
     #[test]

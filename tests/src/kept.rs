@@ -104,9 +104,9 @@ impl Kept {
     /// # Errors
     /// When there is no daemon.
     pub fn signal_daemon(&self, signal: Signal) -> Result<Pid> {
-        let daemon = wait_for("a daemon", START_DEADLINE, || self.daemon().ok().flatten())?;
-        rustix::process::kill_process(daemon, signal)?;
-        Ok(daemon)
+        // One that has ended since it was looked for is followed by another.
+        let signalled = |daemon: &Pid| rustix::process::kill_process(*daemon, signal).is_ok();
+        wait_for("a daemon", START_DEADLINE, || self.daemon().ok().flatten().filter(signalled))
     }
 
     /// Waits until another daemon than `before` answers. Says how long that took.

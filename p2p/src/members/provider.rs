@@ -241,16 +241,21 @@ mod tests {
     async fn a_file_is_read_again_when_it_changes_and_an_error_keeps_the_last_list() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("members.toml");
+        // At once, as an editor or a ConfigMap does: half a file is another file.
+        let write = |text: &str| {
+            let written = path.with_extension("new");
+            std::fs::write(&written, text).and_then(|()| std::fs::rename(&written, &path)).expect("writes");
+        };
         let file = MembersFile::new(path.clone()).with_interval(Duration::from_millis(5));
         let mut places = file.places();
         assert!(futures::poll!(places.next()).is_pending(), "a file that is not there was an answer");
-        std::fs::write(&path, "[[member]]\naddress = \"10.0.0.7:4001\"\n").expect("writes");
+        write("[[member]]\naddress = \"10.0.0.7:4001\"\n");
         let first = places.next().await.expect("goes on");
         assert_eq!(first, [Seed { peer: None, address: "/ip4/10.0.0.7/tcp/4001".parse().expect("a multiaddr") }]);
-        std::fs::write(&path, "[[member]]\naddress = 7").expect("writes");
+        write("[[member]]\naddress = 7");
         assert!(file.read().is_err());
         let peer = PeerId::random();
-        std::fs::write(&path, format!("[[member]]\naddress = \"[fd00::1]:9\"\npeer = \"{peer}\"\n")).expect("writes");
+        write(&format!("[[member]]\naddress = \"[fd00::1]:9\"\npeer = \"{peer}\"\n"));
         let second = places.next().await.expect("goes on");
         assert_eq!((second.len(), second[0].peer), (1, Some(peer)));
     }

@@ -332,7 +332,11 @@ impl Flight {
                 if let (Source::Peer(_), Some(sign), true) = (ask.source, ask.first_sign, ask.is_waited_for()) {
                     self.peers.went_on(turn.now.since(ask.progress_at().max(sign)));
                 }
-                ask.brought_bytes += brought.iter().map(|run| record.geometry.len_bytes(&run)).sum::<u64>();
+                let bytes = brought.iter().map(|run| record.geometry.len_bytes(&run)).sum::<u64>();
+                if let Source::Peer(peer) = ask.source {
+                    self.peers.brought(peer, turn.now, bytes, &self.limits);
+                }
+                ask.brought_bytes += bytes;
                 ask.chunks.remove_all(&brought);
                 record.leased.remove_all(&brought);
                 ask.last_brought = turn.now;

@@ -22,6 +22,9 @@ const ALLOWANCE_BYTES: u64 = 4 << 20;
 /// Silences of this many p90 between two chunks count as slow.
 const SLOW_SILENCES: u32 = 4;
 
+/// Waits for a rank after which a chunk is got elsewhere although its only holder sends others all the while.
+const SENDER_WAITS: u32 = 4;
+
 /// What demand has asked of peers, and of it twice, in bytes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct HedgeBooks {
@@ -116,6 +119,11 @@ impl Flight {
         }
         if at > now {
             return self.wake_at(at);
+        }
+        // Nobody would be asked while it rests, though it is busy with what this node has asked for before.
+        let latest = ask.progress_at() + wait * SENDER_WAITS;
+        if latest > now && self.peers.is_sending(slow, now, &self.limits) {
+            return self.wake_at((now + wait).min(latest));
         }
         let bytes = record.bytes(&has);
         self.peers.slow(slow, now, &self.limits);

@@ -65,6 +65,10 @@ impl Schedule {
     pub(super) fn ready(&mut self, now: Instant) {
         if matches!(self.daemon, Daemon::Starting { .. }) {
             self.daemon = Daemon::Answering { since: now };
+            // What it is given to show has a deadline of its own, also when it ends before it has run well.
+            if std::mem::take(&mut self.gave_up) {
+                self.unwell_since = Some(now);
+            }
         }
     }
 
@@ -221,6 +225,20 @@ mod tests {
         assert_eq!(schedule.due(begin + seconds(130)), None);
         assert_eq!(schedule.due(begin + seconds(131)), Some(Due::Replace), "nor does it answer afterwards");
         assert_eq!(schedule.due(begin + seconds(131)), None);
+    }
+
+    #[test]
+    fn connections_of_a_daemon_that_answered_late_and_ended_early_are_given_up() {
+        let begin = Instant::now();
+        let mut schedule = Schedule::new(begin, DEADLINE);
+        schedule.started(begin);
+        assert_eq!(schedule.due(begin + DEADLINE), Some(Due::GiveUp), "there was nothing to give up");
+        let ready = begin + DEADLINE + seconds(1);
+        schedule.ready(ready);
+        schedule.ended(ready + SETTLED_AFTER / 2);
+        schedule.started(ready + SETTLED_AFTER / 2);
+        assert_eq!(schedule.due(ready + DEADLINE - seconds(2)), None);
+        assert_eq!(schedule.due(ready + DEADLINE), Some(Due::GiveUp));
     }
 
     #[test]

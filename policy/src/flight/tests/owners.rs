@@ -239,3 +239,36 @@ fn demand_that_waits_long_is_put_to_a_second_holder_within_a_budget() {
     assert_eq!(delivered(&node.arrived(0..2)).len(), 1);
     assert_eq!(words(&node.ended(the_ask(&second), Outcome::Done { bytes: 2 * CHUNK })), [""; 0]);
 }
+
+/// The only holder of two chunks brings neither for as long as a rank waits. It has sent `meanwhile` for another reader.
+fn after_a_rank_wait_with_one_holder(meanwhile: std::ops::Range<u32>) -> (Node, PeerNo, Vec<Action>) {
+    let (node, owners) = member_with_rank(Some(1));
+    let mut node =
+        Node { flight: Flight { limits: Limits { hedge_percent: 5, ..no_guessing() }, ..node.flight }, ..node };
+    let holder = owners[0];
+    node.tell(Event::PeerUp { peer: holder });
+    node.tell(Event::PeerHas { peer: holder, layer: LAYER, chunks: Runs::one(0..400) });
+    let other = the_ask(&node.demand(100..108));
+    let ask = the_ask(&node.demand(0..2));
+    for ask in [other, ask] {
+        node.tell(Event::AskProgress { ask });
+    }
+    node.wait(ms(10));
+    node.arrived(meanwhile);
+    node.wait(ms(190));
+    node.tell(Event::AskProgress { ask });
+    let actions = node.wait(ms(100));
+    (node, holder, actions)
+}
+
+#[test]
+fn an_only_holder_that_is_slow_rests_and_one_that_sends_others_is_waited_for() {
+    let (mut node, holder, actions) = after_a_rank_wait_with_one_holder(100..101);
+    let of_holder = |actions: &[Action]| words(actions).contains(&format!("peer {} 200..202", holder.0));
+    assert!(!of_holder(&actions) && !of_holder(&node.demand(200..202)), "it rests");
+    assert!(words(&node.wait(ms(250))).contains(&"spans 0..1".to_owned()), "this node is the next owner");
+    let (mut node, holder, actions) = after_a_rank_wait_with_one_holder(100..108);
+    assert_eq!(words(&actions), [""; 0], "what it has not sent stands in line");
+    assert_eq!(words(&node.demand(200..202)), [format!("peer {} 200..202", holder.0)], "it can be asked for more");
+    assert!(words(&node.wait(ms(500))).contains(&"spans 0..1".to_owned()), "no longer than it sends");
+}

@@ -17,6 +17,9 @@ fn all(count: usize) -> Vec<usize> {
     (0..count).collect()
 }
 
+/// Seeds of clusters whose mean is looked at.
+const SEEDS: [u64; 5] = [1, 2, 3, 4, 5];
+
 #[test]
 fn nodes_that_start_together_read_the_registry_once() {
     for (count, class, step) in [
@@ -26,9 +29,14 @@ fn nodes_that_start_together_read_the_registry_once() {
         (2, Class::Demand, 1),
         (40, Class::Demand, 8),
     ] {
-        let mut cluster = Cluster::new(count, 1, count, 1);
-        cluster.all_read(&all(count), step, class, |_, _| {});
-        assert!(cluster.egress() <= 110, "{count} nodes, {class:?}: {} %", cluster.egress());
+        // One seed says little: of sixteen, two are at 112 % with forty nodes, and most are below 107.
+        let egress = SEEDS.map(|seed| {
+            let mut cluster = Cluster::new(count, 1, count, seed);
+            cluster.all_read(&all(count), step, class, |_, _| {});
+            cluster.egress()
+        });
+        let mean = egress.iter().sum::<u32>() / SEEDS.len() as u32;
+        assert!(mean <= 108 && egress.iter().all(|egress| *egress <= 115), "{count} nodes, {class:?}: {egress:?} %");
     }
 }
 
