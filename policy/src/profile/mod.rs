@@ -12,6 +12,8 @@
 //! [`Prefetch`] may have under way and ahead of the reader. Whoever uses one compares it with the chunk tables of the image,
 //! which are signed; chunks that do not exist are left out.
 //!
+//! A start that nobody has recorded, or that reads something else, is fetched around what it reads ([`Near`]).
+//!
 //! All of it is pure: times and lists come in, decisions go out. Encodings are bounded, versioned, and have one form each
 //! ([`codec`]).
 
@@ -19,6 +21,7 @@ pub mod carry;
 pub mod codec;
 pub mod files;
 mod merge;
+mod near;
 pub mod paths;
 mod prefetch;
 mod record;
@@ -30,6 +33,7 @@ use hermes_image::ids::{ChunkRange, DiffId};
 pub use carry::carry_over;
 pub use codec::ProfileError;
 pub use merge::{choose, keep_newest, merge};
+pub use near::Near;
 pub use prefetch::{Batch, Prefetch, PrefetchLimits, PrefetchState, Seen};
 pub use record::{FirstTouch, StartRecord, Touch, TouchSource};
 

@@ -55,6 +55,14 @@ impl Default for PrefetchLimits {
     }
 }
 
+impl PrefetchLimits {
+    /// Those of a prefetch around what is read ([`super::Near`]), which knows less and is worth more where it is right.
+    pub fn near() -> Self {
+        // A Spark master and a Python service read 125 MB; around that lie 500.
+        Self { ahead_bytes: 512 * MIB, ..Self::default() }
+    }
+}
+
 /// What is to be asked for: chunks of one layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
@@ -64,6 +72,67 @@ pub struct Batch {
     pub chunks: Runs,
     /// Their uncompressed bytes.
     pub bytes: u64,
+}
+
+impl Batch {
+    /// Adds chunks of a layer to what is asked for at once, unless there are none.
+    pub(super) fn add(batches: &mut Vec<Self>, layer: DiffId, chunks: &Runs, bytes: u64) {
+        match batches.iter_mut().find(|batch| batch.layer == layer) {
+            _ if bytes == 0 => {}
+            Some(batch) => {
+                batch.chunks.insert_all(chunks);
+                batch.bytes += bytes;
+            }
+            None => batches.push(Self { layer, chunks: chunks.clone(), bytes }),
+        }
+    }
+}
+
+/// What is under way and what came of it, within the bounds.
+#[derive(Debug)]
+pub(super) struct Flow {
+    limits: PrefetchLimits,
+    flight_bytes: u64,
+    done_bytes: u64,
+    used_bytes: u64,
+}
+
+impl Flow {
+    pub(super) fn new(limits: PrefetchLimits) -> Self {
+        Self { limits, flight_bytes: 0, done_bytes: 0, used_bytes: 0 }
+    }
+
+    /// What may be under way now.
+    fn window(&self) -> u64 {
+        (self.limits.first_flight_bytes + self.done_bytes).min(self.limits.flight_bytes)
+    }
+
+    /// Whether more may be asked for.
+    pub(super) fn has_room(&self) -> bool {
+        let ahead = (self.done_bytes + self.flight_bytes).saturating_sub(self.used_bytes);
+        self.flight_bytes < self.window() && ahead < self.limits.ahead_bytes
+    }
+
+    /// How much at once.
+    pub(super) fn batch_bytes(&self) -> u64 {
+        (self.window() / 8).clamp(self.limits.first_batch_bytes, self.limits.batch_bytes)
+    }
+
+    /// So much was asked for.
+    pub(super) fn asked(&mut self, bytes: u64) {
+        self.flight_bytes += bytes;
+    }
+
+    /// So much is over, however it ended.
+    pub(super) fn ended(&mut self, bytes: u64) {
+        self.flight_bytes = self.flight_bytes.saturating_sub(bytes);
+        self.done_bytes += bytes;
+    }
+
+    /// So much of what came has been read, all in all. Less than before changes nothing.
+    pub(super) fn used(&mut self, bytes: u64) {
+        self.used_bytes = self.used_bytes.max(bytes);
+    }
 }
 
 /// What the start has read so far.
@@ -92,12 +161,11 @@ pub enum PrefetchState {
 #[derive(Debug)]
 pub struct Prefetch {
     limits: PrefetchLimits,
+    flow: Flow,
     layers: Vec<(DiffId, Arc<LayerGeometry>)>,
     /// The layer by its place among `layers`, and chunks that exist.
     steps: Vec<(usize, ChunkRange)>,
     next: usize,
-    flight_bytes: u64,
-    done_bytes: u64,
     seen: Seen,
     state: PrefetchState,
 }
@@ -113,8 +181,8 @@ impl Prefetch {
             let chunks = step.chunks.start.min(count)..step.chunks.end.min(count);
             (!chunks.is_empty()).then_some((place, chunks))
         });
-        let (steps, seen, state) = (steps.collect(), Seen::default(), PrefetchState::Running);
-        Self { limits, layers, steps, next: 0, flight_bytes: 0, done_bytes: 0, seen, state }
+        let (flow, steps, seen) = (Flow::new(limits), steps.collect(), Seen::default());
+        Self { limits, flow, layers, steps, next: 0, seen, state: PrefetchState::Running }
     }
 
     /// The chunks of the profile that exist, by layer.
@@ -135,10 +203,10 @@ impl Prefetch {
     /// says what of a layer's chunks is not here. All of it counts as under way from now on.
     pub fn next(&mut self, mut missing: impl FnMut(DiffId, ChunkRange) -> Runs) -> Vec<Batch> {
         let mut batches: Vec<Batch> = Vec::new();
-        if self.state != PrefetchState::Running || !self.has_room() {
+        if self.state != PrefetchState::Running || !self.flow.has_room() {
             return batches;
         }
-        let size = (self.window() / 8).clamp(self.limits.first_batch_bytes, self.limits.batch_bytes);
+        let size = self.flow.batch_bytes();
         let mut total = 0;
         while total < size
             && let Some((place, chunks)) = self.steps.get_mut(self.next)
@@ -153,19 +221,10 @@ impl Prefetch {
             }
             let wanted = missing(*layer, part.clone()).within(part);
             let bytes = wanted.iter().map(|run| geometry.len_bytes(&run)).sum::<u64>();
-            if bytes == 0 {
-                continue;
-            }
             total += bytes;
-            match batches.iter_mut().find(|batch| batch.layer == *layer) {
-                Some(batch) => {
-                    batch.chunks.insert_all(&wanted);
-                    batch.bytes += bytes;
-                }
-                None => batches.push(Batch { layer: *layer, chunks: wanted, bytes }),
-            }
+            Batch::add(&mut batches, *layer, &wanted, bytes);
         }
-        self.flight_bytes += total;
+        self.flow.asked(total);
         if self.next == self.steps.len() {
             self.state = PrefetchState::Done;
         }
@@ -174,8 +233,7 @@ impl Prefetch {
 
     /// A batch of so many bytes is over, however it ended.
     pub fn ended(&mut self, bytes: u64) {
-        self.flight_bytes = self.flight_bytes.saturating_sub(bytes);
-        self.done_bytes += bytes;
+        self.flow.ended(bytes);
     }
 
     /// What the start has read, all in all. Less than before changes nothing.
@@ -186,19 +244,10 @@ impl Prefetch {
             used_bytes: seen.used_bytes.max(self.seen.used_bytes),
         };
         self.seen = seen;
+        self.flow.used(seen.used_bytes);
         let is_poor = seen.in_profile * 100 < seen.chunks * self.limits.use_percent_min;
         if self.state == PrefetchState::Running && seen.chunks >= self.limits.judged_after_chunks && is_poor {
             self.state = PrefetchState::PoorUse;
         }
-    }
-
-    /// What may be under way now.
-    fn window(&self) -> u64 {
-        (self.limits.first_flight_bytes + self.done_bytes).min(self.limits.flight_bytes)
-    }
-
-    fn has_room(&self) -> bool {
-        let ahead = (self.done_bytes + self.flight_bytes).saturating_sub(self.seen.used_bytes);
-        self.flight_bytes < self.window() && ahead < self.limits.ahead_bytes
     }
 }

@@ -363,8 +363,12 @@ impl LazyImages {
         }
         let (tree, layers) = (index.tree.clone(), index.statement.layers.clone());
         let (_, is_complete) = node.show(request(named, dir.clone()), origin.as_ref(), index).await?;
-        let is_guessed = is_whole && !is_complete && node.config.guess_starts;
-        if let Some((reference, has_profile)) = reference.filter(|_| is_guessed).zip(node.has_profile(&dir).await) {
+        if is_whole
+            && !is_complete
+            && node.config.guess_starts
+            && let Some(reference) = reference
+            && let Some(has_profile) = node.container_begins(&dir).await
+        {
             let layers = layers.iter().map(|layer| layer.diff_id).collect();
             let start = guess::Start { reference, manifest, tree, layers };
             tokio::spawn(guess::prefetch(Arc::downgrade(node), start, has_profile));

@@ -18,16 +18,21 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::{Inner, MountedImage, NodeError};
+use crate::config::CompleteMode;
 use crate::controller::Controller;
 use crate::fetch::{FetchHandle, OpenLayer};
 use crate::metrics::{PrefetchedBytes, RECORDED, StartRecordEnd};
-use crate::profile::{PathIndex, PrefetchJob, Profiles, Start, StartLayer, Wanted, report_steps, summary, touches};
+use crate::profile::{
+    PathIndex, PrefetchEnd, PrefetchJob, Profiles, Start, StartLayer, Wanted, report_steps, summary, touches,
+};
 use crate::status::{ProfileOrigin, ProfileReport, StartStatus};
 
 /// How often it is looked whether a start has settled.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long an unmount waits for the record to be kept: one write.
 const KEEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long after its mount a tree may be said to be a container's; that follows at once.
+const CONTAINER_WAIT: Duration = Duration::from_secs(10);
 /// Share of the store's budget that may be fetched ahead of one start: others start too.
 const BUDGET_SHARE: u64 = 4;
 
@@ -48,6 +53,8 @@ struct View {
     origin: Mutex<Option<ProfileOrigin>>,
     /// Whether there is a profile, once that is known.
     has_profile: watch::Sender<Option<bool>>,
+    /// Whether more than what is read may be fetched without a profile.
+    may_explore: watch::Sender<bool>,
     ended: Mutex<Option<&'static str>>,
     fetched_bytes: Arc<AtomicU64>,
     used_bytes: AtomicU64,
@@ -80,8 +87,10 @@ impl RunningStart {
         }
     }
 
-    /// Whether there is a profile to fetch by: told once that is known.
-    pub(super) fn has_profile(&self) -> watch::Receiver<Option<bool>> {
+    /// As far as no profile knows what it reads, it is fetched around that, if it `may_explore`. Whether there is a profile is
+    /// told once it is known.
+    fn explore(&self, may_explore: bool) -> watch::Receiver<Option<bool>> {
+        self.view.may_explore.send_replace(may_explore);
         self.view.has_profile.subscribe()
     }
 
@@ -143,9 +152,8 @@ impl Starts {
         if start.is_blind() {
             return None;
         }
-        let defaults = PrefetchLimits::default();
         let share = self.budget_bytes.map_or(u64::MAX, |budget| budget / BUDGET_SHARE);
-        let limits = PrefetchLimits { ahead_bytes: defaults.ahead_bytes.min(share), ..defaults };
+        let within = |limits: PrefetchLimits| PrefetchLimits { ahead_bytes: limits.ahead_bytes.min(share), ..limits };
         let (start, view) = (Arc::new(start), Arc::<View>::default());
         let work = Work {
             manifest,
@@ -157,7 +165,8 @@ impl Starts {
                 start: Arc::clone(&start),
                 layers: layers.to_vec(),
                 fetch: self.fetch.clone(),
-                limits,
+                limits: within(PrefetchLimits::default()),
+                near_limits: within(PrefetchLimits::near()),
                 fetched_bytes: Arc::clone(&view.fetched_bytes),
             },
             wanted: Wanted {
@@ -223,22 +232,44 @@ impl Work {
     async fn prefetch(&self) {
         let found = self.profiles.find(self.wanted.clone()).await;
         self.view.has_profile.send_replace(Some(found.is_some()));
-        let Some((profile, origin)) = found else { return };
-        *self.view.origin.lock() = Some(origin);
-        let end = self.job.run(&profile).await;
+        let by_profile = match &found {
+            Some((profile, origin)) => {
+                *self.view.origin.lock() = Some(*origin);
+                Some(self.job.run(profile).await)
+            }
+            None => None,
+        };
+        let profile = found.as_ref().map(|(_, origin)| origin.name());
+        if let Some(end) = by_profile {
+            self.fetched(profile, end);
+        }
+        if !matches!(by_profile, None | Some(PrefetchEnd::PoorUse)) {
+            return;
+        }
+        let mut may_explore = self.view.may_explore.subscribe();
+        let said = tokio::time::timeout(CONTAINER_WAIT, may_explore.wait_for(|may_explore| *may_explore));
+        if said.await.is_ok_and(|said| said.is_ok()) {
+            let end = self.job.run_near().await;
+            self.fetched(None, end);
+        }
+    }
+
+    /// Takes note of the end of a prefetch, by a profile or around what was read.
+    fn fetched(&self, profile: Option<&'static str>, end: PrefetchEnd) {
         self.job.settle();
         *self.view.ended.lock() = Some(end.name());
         let (manifest, bytes) = (self.manifest, self.view.fetched_bytes.load(Ordering::Relaxed));
-        tracing::info!(%manifest, profile = origin.name(), bytes, end = end.name(), "fetched ahead of a start");
+        tracing::info!(%manifest, profile, bytes, end = end.name(), "fetched ahead of a start");
     }
 }
 
 impl Inner {
-    /// Whether the start of the tree at `dir` has a profile, told once that is known; `None` when no start goes on there.
-    pub(super) async fn has_profile(&self, dir: &Path) -> Option<watch::Receiver<Option<bool>>> {
+    /// The start of the tree at `dir` is a container's. Where all of an image is fetched sooner or later, what is around its reads
+    /// is fetched now, unless there is a profile; whether there is one is told once that is known. `None` when no start goes on there.
+    pub(super) async fn container_begins(&self, dir: &Path) -> Option<watch::Receiver<Option<bool>>> {
         let images = self.images.lock().await;
         let start = images.iter().find(|image| image.dir == dir)?.start.as_ref()?;
-        Some(start.has_profile())
+        Some(start.explore(self.config.complete != CompleteMode::Never))
     }
 
     /// The image called `image`, or mounted at `dir`, or with the digest that `image` is; of several with one name the one that

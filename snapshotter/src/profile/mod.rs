@@ -32,5 +32,5 @@ pub use start::{Look, Start, StartLayer};
 pub use touches::{Claim, Touched, Touches};
 
 pub(crate) use keep::{Wanted, to_give};
-pub(crate) use prefetch::PrefetchJob;
+pub(crate) use prefetch::{PrefetchEnd, PrefetchJob};
 pub(crate) use report::{summary, touches};

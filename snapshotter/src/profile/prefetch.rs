@@ -1,4 +1,4 @@
-//! Carrying out a prefetch: the policy says what to ask for, the fetch driver gets it.
+//! Carrying out a prefetch, by a profile or around what is read: the policy says what to ask for, the fetch driver gets it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,16 +7,19 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use hermes_image::ids::DiffId;
+use hermes_image::ids::{ChunkRange, DiffId};
 use hermes_image::runs::Runs;
-use hermes_policy::profile::{Batch, Prefetch, PrefetchLimits, PrefetchState, Profile};
+use hermes_policy::geometry::LayerGeometry;
+use hermes_policy::profile::{Batch, Near, Prefetch, PrefetchLimits, PrefetchState, Profile};
 
 use super::start::Start;
 use crate::fetch::{Class, FetchHandle, OpenLayer};
 use crate::metrics::{PrefetchedBytes, RECORDED};
 
-/// How often it is looked at what the start has read.
+/// How often it is looked at what the start has read, where a profile says what it will read.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// And where that is all that is known: short beside a round trip to a registry. A look at 10,000 chunks takes some 20 us.
+const NEAR_LOOK_EVERY: Duration = Duration::from_millis(5);
 /// How long all of it may take, and each batch with it: 512 MiB at 10 Mbit/s. What a start has not read by then it does not
 /// need soon.
 const PREFETCH_MAX: Duration = Duration::from_secs(450);
@@ -30,6 +33,7 @@ pub(crate) struct PrefetchJob {
     pub(crate) layers: Vec<Arc<OpenLayer>>,
     pub(crate) fetch: FetchHandle,
     pub(crate) limits: PrefetchLimits,
+    pub(crate) near_limits: PrefetchLimits,
     /// Bytes that came so far, for whoever looks.
     pub(crate) fetched_bytes: Arc<AtomicU64>,
 }
@@ -59,22 +63,107 @@ impl PrefetchEnd {
     }
 }
 
+/// Says what to fetch.
+trait Plan {
+    /// How often [`Self::look`] is called.
+    const LOOK_EVERY: Duration;
+    /// Looks at what the start has read.
+    fn look(&mut self, start: &Start);
+    /// What to ask for now, as far as it is `missing`.
+    fn next(&mut self, missing: impl FnMut(DiffId, ChunkRange) -> Runs) -> Vec<Batch>;
+    /// A batch of so many bytes is over.
+    fn ended(&mut self, bytes: u64);
+    /// Whether there will be more.
+    fn state(&self) -> PrefetchState;
+}
+
+/// By a profile.
+struct ByProfile {
+    policy: Prefetch,
+    expected: BTreeMap<DiffId, Runs>,
+}
+
+impl Plan for ByProfile {
+    const LOOK_EVERY: Duration = LOOK_EVERY;
+
+    fn look(&mut self, start: &Start) {
+        self.policy.saw(start.look(&self.expected).seen);
+    }
+
+    fn next(&mut self, missing: impl FnMut(DiffId, ChunkRange) -> Runs) -> Vec<Batch> {
+        self.policy.next(missing)
+    }
+
+    fn ended(&mut self, bytes: u64) {
+        self.policy.ended(bytes);
+    }
+
+    fn state(&self) -> PrefetchState {
+        self.policy.state()
+    }
+}
+
+/// Around what is read, until the start is over.
+struct AroundReads {
+    policy: Near,
+    known: BTreeMap<DiffId, Runs>,
+    began: Instant,
+    is_over: bool,
+}
+
+impl Plan for AroundReads {
+    const LOOK_EVERY: Duration = NEAR_LOOK_EVERY;
+
+    fn look(&mut self, start: &Start) {
+        let look = start.look(&BTreeMap::new());
+        self.policy.used(look.seen.used_bytes);
+        self.is_over |= look.is_over(self.began.elapsed());
+        for (layer, chunk) in start.first_reads(&mut self.known) {
+            self.policy.read(layer, chunk);
+        }
+    }
+
+    fn next(&mut self, missing: impl FnMut(DiffId, ChunkRange) -> Runs) -> Vec<Batch> {
+        self.policy.next(missing)
+    }
+
+    fn ended(&mut self, bytes: u64) {
+        self.policy.ended(bytes);
+    }
+
+    fn state(&self) -> PrefetchState {
+        if self.is_over { PrefetchState::Done } else { PrefetchState::Running }
+    }
+}
+
 impl PrefetchJob {
     /// Fetches by `profile`. Cancel safe: what is under way is withdrawn.
     pub(crate) async fn run(&self, profile: &Profile) -> PrefetchEnd {
-        let geometries: BTreeMap<DiffId, _> =
-            self.layers.iter().map(|layer| (layer.diff_id(), layer.geometry())).collect();
+        let policy = Prefetch::new(profile, &self.geometries(), self.limits);
+        self.carry_out(ByProfile { expected: policy.chunks(), policy }).await
+    }
+
+    /// Fetches around what the start reads, until it is over. Cancel safe.
+    pub(crate) async fn run_near(&self) -> PrefetchEnd {
+        let policy = Near::new(&self.geometries(), self.near_limits);
+        let (known, began) = (BTreeMap::new(), Instant::now());
+        self.carry_out(AroundReads { policy, known, began, is_over: false }).await
+    }
+
+    fn geometries(&self) -> BTreeMap<DiffId, Arc<LayerGeometry>> {
+        self.layers.iter().map(|layer| (layer.diff_id(), layer.geometry())).collect()
+    }
+
+    async fn carry_out<P: Plan>(&self, mut plan: P) -> PrefetchEnd {
         let open: BTreeMap<DiffId, &Arc<OpenLayer>> =
             self.layers.iter().map(|layer| (layer.diff_id(), layer)).collect();
-        let mut policy = Prefetch::new(profile, &geometries, self.limits);
-        let expected = policy.chunks();
         let deadline = Instant::now() + PREFETCH_MAX;
         let (mut under_way, mut failures) = (FuturesUnordered::new(), 0);
         loop {
             loop {
                 let missing =
                     |layer, chunks| open.get(&layer).map_or_else(Runs::new, |open| open.layer.missing(chunks));
-                let batches = policy.next(missing);
+                let batches = plan.next(missing);
                 if batches.is_empty() {
                     break;
                 }
@@ -83,7 +172,7 @@ impl PrefetchJob {
                     under_way.push(self.get(batch, deadline));
                 }
             }
-            match policy.state() {
+            match plan.state() {
                 PrefetchState::PoorUse => return PrefetchEnd::PoorUse,
                 PrefetchState::Done if under_way.is_empty() => return PrefetchEnd::Done,
                 PrefetchState::Done | PrefetchState::Running => {}
@@ -93,7 +182,7 @@ impl PrefetchJob {
             }
             tokio::select! {
                 Some((batch, came)) = under_way.next(), if !under_way.is_empty() => {
-                    policy.ended(batch.bytes);
+                    plan.ended(batch.bytes);
                     match came {
                         Came::All => failures = 0,
                         Came::NoRoom => return PrefetchEnd::NoRoom,
@@ -103,7 +192,7 @@ impl PrefetchJob {
                         return PrefetchEnd::Failed;
                     }
                 }
-                () = tokio::time::sleep(LOOK_EVERY) => policy.saw(self.start.look(&expected).seen),
+                () = tokio::time::sleep(P::LOOK_EVERY) => plan.look(&self.start),
             }
         }
     }

@@ -114,6 +114,22 @@ impl Start {
         look
     }
 
+    /// What was read for the first time since `known`, which takes it up, in the order of the reads.
+    pub fn first_reads(&self, known: &mut BTreeMap<DiffId, Runs>) -> Vec<(DiffId, u32)> {
+        let mut reads = Vec::new();
+        for layer in &self.layers {
+            let known = known.entry(layer.diff_id).or_default();
+            let new = layer.claim.touched().filter_map(|touched| Some((touched.at_us?, touched.chunk)));
+            let new: Vec<_> = new.filter(|(_, chunk)| !known.contains(*chunk)).collect();
+            for (at_us, chunk) in new {
+                known.insert(chunk..chunk + 1);
+                reads.push((at_us, layer.diff_id, chunk));
+            }
+        }
+        reads.sort_unstable();
+        reads.into_iter().map(|(_, layer, chunk)| (layer, chunk)).collect()
+    }
+
     /// What was read so far; `None` when nothing was.
     pub fn record(&self, ended_seconds: u64) -> Option<StartRecord> {
         let first_us = self.look(&BTreeMap::new()).first_us?;
@@ -159,6 +175,9 @@ mod tests {
         let look = start.look(&expected);
         assert_eq!((look.prefetched_bytes, look.seen.used_bytes), (2 * 65_536, 65_536));
         assert_eq!((look.seen.chunks, look.seen.in_profile), (2, 1));
+        let mut known = BTreeMap::from([(DiffId([2; 32]), Runs::one(8..9))]);
+        assert_eq!(start.first_reads(&mut known), [(DiffId([1; 32]), 4)]);
+        assert_eq!(start.first_reads(&mut known), []);
         let record = start.record(7).expect("something was read");
         assert_eq!(record.layers, [DiffId([1; 32]), DiffId([2; 32])]);
         assert_eq!(record.touches().iter().map(|touch| touch.waited).collect::<Vec<_>>(), [false, true]);

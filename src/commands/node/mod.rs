@@ -107,7 +107,8 @@ pub(crate) struct NodeArgs {
     /// Most bytes per second, uncompressed, that are fetched so; 0 for no limit.
     #[arg(long, value_name = "BYTES", default_value_t = COMPLETE_RATE_BYTES_PER_SECOND)]
     complete_rate: u64,
-    /// Do not fetch what the first start of an image is likely to read, as far as the image itself tells.
+    /// Do not fetch what the first start of an image is likely to read, as far as the image itself tells, nor what lies
+    /// around what it reads (which --complete never switches off as well).
     #[arg(long)]
     no_guess: bool,
     /// Of how many images that nothing needs any more index and layers are kept, as far as the budget lets them. Those

@@ -91,7 +91,7 @@ impl Rig {
     /// A node that has nothing of the image.
     fn lazy(&self, subject: &Subject, way: Way) -> anyhow::Result<Vec<Sample>> {
         let index = if way == Way::Cold { &self.plain } else { &self.profiled };
-        let node = self.node(index, &[], way == Way::Peer)?;
+        let node = self.node(index, &["--complete", "idle"], way == Way::Peer)?;
         let containerd = self.containerd(&node.host)?;
         self.drop_caches(subject, way == Way::Peer)?;
         let (sample, sources) = node.start(&containerd, subject, OLD, way)?;
