@@ -530,11 +530,11 @@ impl ProfileOrigin {
 pub struct StartStatus {
     /// Whether its reads are still being recorded.
     pub recording: bool,
-    /// Whose profile it is fetched ahead by; `None` when there is none.
+    /// Whose profile it is fetched ahead by; `None` when there is none: then a container's start is fetched around what it reads.
     pub profile: Option<ProfileOrigin>,
-    /// Whether that has ended, and how; `None` while it goes on, or when there is no profile.
+    /// Whether fetching ahead has ended, and how; `None` while it goes on, or before it begins.
     pub prefetch_ended: Option<String>,
-    /// Uncompressed bytes that came ahead by the profile.
+    /// Uncompressed bytes that came ahead.
     pub prefetched_bytes: u64,
     /// Of these, bytes of chunks that were read.
     pub used_bytes: u64,

@@ -15,6 +15,8 @@ use hermes_tests::layout::NewLayer;
 use hermes_tests::node::Index;
 use hermes_tests::sample::{Sample, SampleIndex, TAG, content};
 use hermes_tests::tarball::{Entry, Tarball};
+use rustix::io::Errno;
+use rustix::mount::MountFlags;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -69,6 +71,15 @@ impl Rig {
     }
 }
 
+/// The kernel's folder of FUSE connections, which a bare machine does not show by itself.
+fn connections() -> Result<&'static Path> {
+    let folder = Path::new("/sys/fs/fuse/connections");
+    match rustix::mount::mount("fusectl", folder, "fusectl", MountFlags::empty(), None) {
+        Ok(()) | Err(Errno::BUSY) => Ok(folder),
+        Err(error) => Err(error).context("show the FUSE connections"),
+    }
+}
+
 /// A read that begins while there is no daemon waits, also one whose bytes are here, and gets right bytes.
 fn reads_wait(way: &str) -> Result<()> {
     let rig = Rig::new(way, &[])?;
@@ -77,7 +88,7 @@ fn reads_wait(way: &str) -> Result<()> {
     rig.kill_and_wait()?;
     let reading = [UNREAD, "plain/second", "zstd/small"].map(|name| (name, rig.reading(name)));
     // They wait in the kernel: nobody has read their requests.
-    let connections = Path::new("/sys/fs/fuse/connections");
+    let connections = connections()?;
     wait_for("a read that waits", DEADLINE, || {
         let waiting = fs::read_dir(connections).ok()?.flatten().filter_map(|connection| {
             fs::read_to_string(connection.path().join("waiting")).ok()?.trim().parse::<u64>().ok()

@@ -22,6 +22,9 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// What deciding and mounting may read of the layers, in bytes: a byte to see that ranges are given.
 const DECISION_BYTES_MAX: u64 = 16;
 
+/// Bytes around a small file that come with it at least: the large file beside it begins within the nearest of them.
+const AROUND_BYTES_MIN: u64 = 1_000_000;
+
 fn hermes() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_hermes"))
 }
@@ -100,6 +103,27 @@ fn a_container_reads_on_over_the_death_of_the_daemon() -> Result<()> {
     ensure!(sum.trim() == large_sum()?, "the container read something else: {sum}");
     kept.wait_for_another(before)?;
     ensure!((stage.trees()?, trees) == (1, 1), "one tree, before and after");
+    Ok(())
+}
+
+/// Nobody has recorded the image: where all of it comes sooner or later, what lies around a file that is read comes at once, and
+/// what is far from it does not.
+#[test]
+fn a_first_start_is_fetched_around_what_it_reads() -> Result<()> {
+    let stage = Stage::new(hermes(), "2")?;
+    let daemon = stage.daemon(&["--complete", "idle"])?;
+    let containerd = stage.host.start()?;
+    let image = stage.registry.image("v1");
+    Cri::connect(&containerd.socket())?.pull(&image)?;
+    let container = Container::sleeping(&containerd, &image)?;
+    ensure!(container.exec(&["/bin/cat", "/etc/a"])? == "a2");
+    let shown = wait_for("the file beside", DEADLINE, || {
+        let shown = daemon.status().ok()?.images.into_iter().next()?;
+        (shown.start.as_ref()?.prefetched_bytes >= AROUND_BYTES_MIN).then_some(shown)
+    });
+    let shown = shown.with_context(|| daemon.log())?;
+    ensure!(shown.start.as_ref().is_some_and(|start| start.profile.is_none()), "{shown:?}");
+    ensure!(shown.present_bytes < shown.total_bytes, "{shown:?}");
     Ok(())
 }
 
