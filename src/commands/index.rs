@@ -89,6 +89,10 @@ pub(crate) struct InspectArgs {
     /// Say what a first start of the image is expected to read, and why. Reads some of the image's scripts and headers.
     #[arg(long)]
     guess: bool,
+    /// A profile of starts to compare the guess with, as `hermes profile export` writes it; the one in the folder of indexes, if
+    /// any, when absent.
+    #[arg(long, value_name = "FILE", requires = "guess")]
+    profile: Option<PathBuf>,
     #[command(flatten)]
     folder: FolderArgs,
 }
@@ -291,8 +295,8 @@ fn open_layer(folder: &IndexFolder, image: &ResolvedImage, layer: &LayerStatemen
 }
 
 /// The profile of an image's starts: from a file, or the one beside its index.
-fn profile_of(args: &ExportShapeArgs, folder: &IndexFolder, image: &ResolvedImage) -> anyhow::Result<Option<Profile>> {
-    let bytes = match &args.profile {
+fn profile_of(file: Option<&Path>, folder: &IndexFolder, image: &ResolvedImage) -> anyhow::Result<Option<Profile>> {
+    let bytes = match file {
         Some(file) => Some(
             std::fs::read(file).map_err(|error| local_failure(format!("cannot read {}: {error}", file.display())))?,
         ),
@@ -317,7 +321,7 @@ async fn export_shape(args: ExportShapeArgs) -> anyhow::Result<()> {
     };
     let layers =
         index.layers.iter().map(layer).collect::<Result<Vec<_>, _>>().map_err(|error| corrupt(&image, error))?;
-    let profile = profile_of(&args, &folder, &image)?;
+    let profile = profile_of(args.profile.as_deref(), &folder, &image)?;
     let shape = Shape::of_index(image.reference.to_string(), layers, profile.as_ref());
     let text = serde_json::to_vec(&shape.file())?;
     std::fs::write(&args.to, &text)
@@ -350,6 +354,7 @@ async fn inspect(args: InspectArgs) -> anyhow::Result<()> {
         true => Some(guess::of_image(origin, Arc::clone(&image), Arc::clone(&index)).await?),
         false => None,
     };
+    let profile = profile_of(args.profile.as_deref(), &folder, &image)?;
     let signers = signers.iter().map(ToString::to_string).collect::<Vec<_>>();
     let layers = index.statement.layers.iter().zip(&index.layers);
     if args.folder.json {
@@ -367,7 +372,7 @@ async fn inspect(args: InspectArgs) -> anyhow::Result<()> {
         let answer = json!({
             "image": image.reference.to_string(), "manifest": image.manifest_digest, "platform": index.statement.platform,
             "signed_by": signers, "layers": layers.collect::<Vec<_>>(),
-            "guess": guessed.as_ref().map(|guessed| guess::as_json(guessed, &index)),
+            "guess": guessed.as_ref().map(|guessed| guessed.as_json(profile.as_ref(), &index)),
         });
         println!("{}", serde_json::to_string_pretty(&answer)?);
         return Ok(());
@@ -407,7 +412,7 @@ async fn inspect(args: InspectArgs) -> anyhow::Result<()> {
     ];
     println!("{}", output::table(&header, rows.collect()));
     if let Some(guessed) = guessed {
-        println!("{}", guess::as_table(&guessed, &index));
+        println!("{}", guessed.as_table(profile.as_ref(), &index));
     }
     Ok(())
 }

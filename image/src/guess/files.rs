@@ -2,10 +2,8 @@
 
 use std::ops::Range;
 
+use super::{GuessedFile, Source};
 use crate::erofs::{FileType, Image, Nid, RangeSource};
-
-/// Bytes of a layer, by its place in the tree's table of devices and a logical range; `None` when they cannot be had.
-pub type ReadFile<'r> = dyn FnMut(u16, Range<u64>) -> Option<Vec<u8>> + 'r;
 
 /// Links in one path, as Linux counts (`MAXSYMLINKS`).
 const LINKS_MAX: u32 = 40;
@@ -26,15 +24,15 @@ pub(super) struct File {
 /// The files of a tree.
 pub(super) struct Files<'a, 'r, B> {
     image: &'a Image<B>,
-    read: &'a mut ReadFile<'r>,
+    source: &'a mut (dyn Source + 'r),
     /// Bytes that may still be read.
     left_bytes: u64,
     is_exhausted: bool,
 }
 
 impl<'a, 'r, B: AsRef<[u8]>> Files<'a, 'r, B> {
-    pub(super) fn new(image: &'a Image<B>, read: &'a mut ReadFile<'r>, read_bytes: u64) -> Self {
-        Self { image, read, left_bytes: read_bytes, is_exhausted: false }
+    pub(super) fn new(image: &'a Image<B>, source: &'a mut (dyn Source + 'r), read_bytes: u64) -> Self {
+        Self { image, source, left_bytes: read_bytes, is_exhausted: false }
     }
 
     /// Whether something was not read for lack of room.
@@ -85,6 +83,11 @@ impl<'a, 'r, B: AsRef<[u8]>> Files<'a, 'r, B> {
         Some(File { path, nid, size_bytes: self.image.stat(nid).ok()?.size_bytes })
     }
 
+    /// `path` without links, when there is something.
+    pub(super) fn real_path(&self, path: &str) -> Option<String> {
+        Some(self.resolve(path)?.0)
+    }
+
     /// Whether there is a folder at `path`.
     pub(super) fn is_folder(&self, path: &str) -> bool {
         self.resolve(path).is_some_and(|(_, _, kind)| kind == FileType::Directory)
@@ -110,6 +113,20 @@ impl<'a, 'r, B: AsRef<[u8]>> Files<'a, 'r, B> {
         pieces.collect()
     }
 
+    /// Says that these parts of files will be read next.
+    pub(super) fn ahead(&mut self, parts: Vec<(File, Range<u64>)>) {
+        let parts = parts.into_iter().flat_map(|(file, part)| self.pieces(&file, part));
+        let parts: Vec<_> = parts.collect();
+        if !parts.is_empty() {
+            self.source.ahead(&parts);
+        }
+    }
+
+    /// Says that a file is in the list.
+    pub(super) fn found(&mut self, file: &GuessedFile) {
+        self.source.found(file);
+    }
+
     /// A part of a file, cut at its end; `None` when it cannot be had or too much was read already.
     pub(super) fn read(&mut self, file: &File, part: Range<u64>) -> Option<Vec<u8>> {
         let part = part.start.min(file.size_bytes)..part.end.min(file.size_bytes);
@@ -130,7 +147,7 @@ impl<'a, 'r, B: AsRef<[u8]>> Files<'a, 'r, B> {
                     bytes.extend_from_slice(self.image.bytes().as_ref().get(start..start.checked_add(piece_len)?)?);
                 }
                 RangeSource::Device { index, offset } => {
-                    let read = (self.read)(index, offset.0..offset.0.checked_add(piece.len_bytes)?)?;
+                    let read = self.source.read(index, offset.0..offset.0.checked_add(piece.len_bytes)?)?;
                     (read.len() == piece_len).then_some(())?;
                     bytes.extend_from_slice(&read);
                 }

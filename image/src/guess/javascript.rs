@@ -3,10 +3,12 @@
 //! `require("x")`, `import ... from "x"` and `import("x")` are found by a scan of the text; packages by the folders
 //! `node_modules` upward from whoever asks, and within them by `main` of `package.json`.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use serde::Deserialize;
 
+use super::elf::Binary;
 use super::{Guesser, SCRIPT_MAX_BYTES};
 
 /// Modules that are followed.
@@ -22,65 +24,114 @@ struct Package {
     main: serde_json::Value,
 }
 
+/// A module that somebody requires.
+struct Wanted {
+    name: String,
+    /// Of who requires it.
+    folder: String,
+    reason: String,
+}
+
 impl<B: AsRef<[u8]>> Guesser<'_, '_, B> {
     /// What node reads with these arguments.
     pub(super) fn javascript(&mut self, arguments: &[String], depth: u32) {
-        let mut queue: VecDeque<(String, String)> = VecDeque::new();
+        let mut wanted: Vec<Wanted> = Vec::new();
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
-            match argument.as_str() {
+            let (name, reason) = match argument.as_str() {
                 "-r" | "--require" | "--import" => {
-                    let name = rest.next().cloned().unwrap_or_default();
-                    let from = self.working_dir.clone();
-                    queue.extend(self.required(&name, &from).map(|path| (path, "node --require names it".to_owned())));
+                    (rest.next().cloned().unwrap_or_default(), "node --require names it".to_owned())
                 }
-                option if option.starts_with('-') => {}
-                script => {
-                    let path = self.absolute(script);
-                    queue.extend(self.module_file(&path).map(|path| (path, "node runs it".to_owned())));
-                    break;
-                }
+                option if option.starts_with('-') => continue,
+                script => (self.absolute(script), "node runs it".to_owned()),
+            };
+            wanted.push(Wanted { name, folder: self.working_dir.clone(), reason });
+            if !argument.starts_with('-') {
+                break;
             }
         }
         let mut known = BTreeSet::new();
-        while let Some((path, reason)) = queue.pop_front() {
-            if known.len() >= MODULES_MAX || self.is_full() {
-                self.guess.is_cut = true;
-                return;
-            }
-            let Some(file) = self.files.regular(&path).filter(|file| known.insert(file.path.clone())) else { continue };
-            if file.path.ends_with(".node") {
-                self.elf(&path, &reason, depth + 1);
-                continue;
-            }
-            self.add(&path, &reason);
-            if file.path.ends_with(".json") {
-                continue;
-            }
-            let text = self.files.text(&file, SCRIPT_MAX_BYTES).unwrap_or_default();
-            let folder = file.path.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned();
-            for name in imports_of(&text) {
-                let found = self.required(&name, &folder);
-                queue.extend(found.map(|found| (found, format!("{} requires it", file.path))));
-            }
+        while !wanted.is_empty() {
+            let modules = self.module_files(wanted);
+            wanted = self.modules_read(modules, &mut known, depth);
         }
     }
 
-    /// The file that `name` means in a module of `folder`.
-    fn required(&mut self, name: &str, folder: &str) -> Option<String> {
+    /// Adds modules; what they require.
+    fn modules_read(
+        &mut self,
+        modules: Vec<(String, String)>,
+        known: &mut BTreeSet<String>,
+        depth: u32,
+    ) -> Vec<Wanted> {
+        let mut sources = Vec::new();
+        for (path, reason) in modules {
+            if known.len() >= MODULES_MAX || self.is_full() {
+                self.guess.is_cut = true;
+                break;
+            }
+            let Some(file) = self.files.regular(&path).filter(|file| known.insert(file.path.clone())) else { continue };
+            if file.path.ends_with(".node") {
+                let environment = Rc::clone(&self.environment);
+                self.binaries.push(Binary::module(&path, &reason, depth + 1, environment));
+                continue;
+            }
+            self.add(&path, &reason);
+            if !file.path.ends_with(".json") {
+                sources.push(file);
+            }
+        }
+        self.files.ahead(sources.iter().map(|file| (file.clone(), 0..SCRIPT_MAX_BYTES)).collect());
+        self.load();
+        let mut wanted = Vec::new();
+        for file in sources {
+            let text = self.files.text(&file, SCRIPT_MAX_BYTES).unwrap_or_default();
+            let folder = file.path.rsplit_once('/').map_or("", |(folder, _)| folder);
+            let reason = format!("{} requires it", file.path);
+            let names = imports_of(&text).into_iter();
+            wanted.extend(names.map(|name| Wanted { name, folder: folder.to_owned(), reason: reason.clone() }));
+        }
+        wanted
+    }
+
+    /// The files that names mean, with the reasons.
+    fn module_files(&mut self, wanted: Vec<Wanted>) -> Vec<(String, String)> {
+        let mut places = BTreeSet::new();
+        let mut found = Vec::new();
+        for wanted in wanted {
+            // Of a package that many require, the place is looked at once.
+            let place = self.required(&wanted).filter(|place| places.insert(place.clone()));
+            found.extend(place.map(|place| (place, wanted.reason)));
+        }
+        let manifests = found.iter().filter_map(|(place, _)| self.files.regular(&format!("{place}/package.json")));
+        let manifests: Vec<_> = manifests.map(|file| (file, 0..SCRIPT_MAX_BYTES)).collect();
+        self.files.ahead(manifests);
+        let found = found.into_iter().filter_map(|(place, reason)| Some((self.module_file(&place)?, reason)));
+        found.collect()
+    }
+
+    /// The path that a name means, of a file, a file without its ending or a package's folder.
+    fn required(&self, wanted: &Wanted) -> Option<String> {
+        let Wanted { name, folder, .. } = wanted;
         if name.starts_with('/') {
-            return self.module_file(name);
+            return Some(name.clone());
         }
-        if name.starts_with("./") || name.starts_with("../") || matches!(name, "." | "..") {
-            return self.module_file(&format!("{folder}/{name}"));
+        if name.starts_with("./") || name.starts_with("../") || matches!(name.as_str(), "." | "..") {
+            return Some(format!("{folder}/{name}"));
         }
-        let mut above = folder;
+        let mut above = folder.as_str();
         loop {
-            if let Some(found) = self.module_file(&format!("{above}/node_modules/{name}")) {
-                return Some(found);
+            let place = format!("{above}/node_modules/{name}");
+            if self.is_module(&place) {
+                return Some(place);
             }
             above = above.rsplit_once('/')?.0;
         }
+    }
+
+    fn is_module(&self, place: &str) -> bool {
+        let mut endings = ENDINGS.iter().chain(&["/package.json"]);
+        endings.any(|ending| self.files.regular(&format!("{place}{ending}")).is_some())
     }
 
     /// The file that a path without an ending, or of a package's folder, means.

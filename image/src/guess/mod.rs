@@ -5,8 +5,9 @@
 //! as is known of what it runs: shell scripts ([`shell`]), Python ([`python`]), the JVM ([`java`]), Node ([`javascript`]).
 //! Every file comes with the reason why it is in the list, and the list is in the order in which they are read.
 //!
-//! Pure: names, sizes and places come from the tree; what files hold is asked for by a callback, a few KiB at a time
-//! (headers, tables of libraries, scripts), which a start reads anyway. Nothing is decided by a file's content but what is
+//! Pure: names, sizes and places come from the tree; what files hold is asked of a [`Source`], a few KiB at a time
+//! (headers, tables of libraries, scripts), which a start reads anyway. It goes on in waves: all that is known is named and
+//! announced before any of it is read, so that a wave costs one round trip to whoever has the bytes. Nothing is decided by a file's content but what is
 //! fetched early: a hostile image can only waste its own start. All of it is bounded: files, bytes, depth, and the bytes
 //! that are read ([`LIMITS`]).
 
@@ -17,8 +18,10 @@ mod javascript;
 mod python;
 mod shell;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::rc::Rc;
+use std::slice;
 
 use serde::Deserialize;
 
@@ -28,8 +31,6 @@ use crate::index::chunks::ChunkTable;
 use crate::runs::Runs;
 use files::Files;
 
-pub use files::ReadFile;
-
 /// Bounds of a guess.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -37,7 +38,7 @@ pub struct Limits {
     pub files: usize,
     /// Bytes of the list.
     pub bytes: u64,
-    /// Bytes of one file; what is longer is guessed up to there. The JVM's library (22 MB) is the longest that starts read
+    /// Bytes of one file; what is longer is guessed up to there. Node's library (47 MB) is the longest that starts read
     /// much of.
     pub file_bytes: u64,
     /// How far one file leads to the next: scripts that run scripts, libraries that need libraries.
@@ -46,10 +47,10 @@ pub struct Limits {
     pub read_bytes: u64,
 }
 
-/// The bounds that are used. A Spark master reads 68 MB (`background` of the project's lab), a Python service with a large
-/// native library about as much.
+/// The bounds that are used. Recorded starts read 139 MB (a Python service with large native libraries), 121 MB (a Spark
+/// master) and 57 MB (a Node service); what was recorded is in docs/profiles.md.
 pub const LIMITS: Limits =
-    Limits { files: 4096, bytes: 96 << 20, file_bytes: 24 << 20, depth: 12, read_bytes: 16 << 20 };
+    Limits { files: 4096, bytes: 192 << 20, file_bytes: 48 << 20, depth: 12, read_bytes: 32 << 20 };
 
 /// The part of an image's configuration that says what is run.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
@@ -135,43 +136,49 @@ impl Guess {
     }
 }
 
-/// Guesses what a start of `command` reads of `image`. `read` gives bytes of layers, `None` where they cannot be had;
-/// without them the guess ends there.
-pub fn guess<B: AsRef<[u8]>>(image: &Image<B>, command: &Command, limits: Limits, read: &mut ReadFile<'_>) -> Guess {
-    guess_and_tell(image, command, limits, read, &mut |_| ())
+/// Where a guess gets bytes from, and who hears of it before it is done.
+pub trait Source {
+    /// Bytes of a layer, by its place in the tree's table of devices and a logical range; `None` when they cannot be had,
+    /// which ends the guess there.
+    fn read(&mut self, layer: u16, range: Range<u64>) -> Option<Vec<u8>>;
+
+    /// What will be read next, all of it: whoever has to fetch it can do so side by side.
+    fn ahead(&mut self, parts: &[(u16, Range<u64>)]);
+
+    /// A file of the list, as soon as it is found and before any of it is read: nobody need wait for the whole list.
+    fn found(&mut self, file: &GuessedFile);
 }
 
-/// The same; `tell` hears of each file as soon as it is found, for whoever need not wait for the whole list.
-pub fn guess_and_tell<B: AsRef<[u8]>>(
-    image: &Image<B>,
-    command: &Command,
-    limits: Limits,
-    read: &mut ReadFile<'_>,
-    tell: &mut dyn FnMut(&GuessedFile),
-) -> Guess {
-    let env = command.env.iter().filter_map(|pair| pair.split_once('='));
-    let env: BTreeMap<String, String> = env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+/// Guesses what a start of `command` reads of `image`.
+pub fn guess<B: AsRef<[u8]>>(image: &Image<B>, command: &Command, limits: Limits, source: &mut dyn Source) -> Guess {
+    let environment = command.env.iter().filter_map(|pair| pair.split_once('='));
+    let environment: Environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     let working_dir = if command.working_dir.is_empty() { "/".to_owned() } else { command.working_dir.clone() };
     let mut guesser = Guesser {
-        files: Files::new(image, read, limits.read_bytes),
-        tell,
+        files: Files::new(image, source, limits.read_bytes),
         limits,
-        env,
+        environment: Rc::new(environment),
         working_dir,
         guess: Guess::default(),
         listed: BTreeSet::new(),
         bytes: 0,
-        queue: VecDeque::new(),
+        binaries: Vec::new(),
+        looked_at: BTreeSet::new(),
+        queue: Vec::new(),
         commands: BTreeSet::new(),
         library_paths: None,
+        work_left: shell::WORK_MAX,
     };
+    guesser.configured_ahead();
     for (path, reason) in ALWAYS {
         guesser.add(path, reason);
     }
     let words: Vec<String> = command.entrypoint.iter().chain(&command.cmd).cloned().collect();
-    guesser.run(words, "the image's command", 0);
-    while let Some((words, reason, depth)) = guesser.queue.pop_front() {
-        guesser.execute(&words, &reason, depth);
+    guesser.run(words, "the image's command", 0, guesser.place());
+    while !guesser.queue.is_empty() || !guesser.binaries.is_empty() {
+        let tasks = std::mem::take(&mut guesser.queue);
+        guesser.execute(tasks);
+        guesser.load();
     }
     guesser.guess.is_cut |= guesser.files.is_exhausted();
     guesser.guess
@@ -189,54 +196,86 @@ const ALWAYS: [(&str, &str); 4] = [
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Places of `PATH` and the like that are looked at.
 const PLACES_MAX: usize = 64;
+/// Commands that are followed.
+const COMMANDS_MAX: usize = 1024;
 /// Longest first line of a script (`BINPRM_BUF_SIZE` of the kernel).
 const SHEBANG_MAX_BYTES: u64 = 256;
 /// Longest script that is read.
 const SCRIPT_MAX_BYTES: u64 = 256 << 10;
 
+/// Bytes of a program that are looked at first: an ELF file's headers, or most scripts.
+const HEAD_BYTES: u64 = 4 << 10;
+
+/// Variables and their values.
+type Environment = BTreeMap<String, String>;
+
+/// Where a command runs.
+#[derive(Debug, Clone)]
+struct Place {
+    environment: Rc<Environment>,
+    working_dir: String,
+}
+
+/// A command that is to be followed.
+struct Task {
+    words: Vec<String>,
+    reason: String,
+    depth: u32,
+    place: Place,
+}
+
 /// A guess in the making.
 struct Guesser<'a, 'r, B> {
     files: Files<'a, 'r, B>,
-    tell: &'a mut dyn FnMut(&GuessedFile),
     limits: Limits,
-    env: BTreeMap<String, String>,
+    /// Of the command that is being followed.
+    environment: Rc<Environment>,
     working_dir: String,
     guess: Guess,
     /// Paths in the list.
     listed: BTreeSet<String>,
     bytes: u64,
-    /// Commands to be followed, with the reason and how deep they are.
-    queue: VecDeque<(Vec<String>, String, u32)>,
+    /// ELF files that are to be followed.
+    binaries: Vec<elf::Binary>,
+    /// Those that were.
+    looked_at: BTreeSet<String>,
+    queue: Vec<Task>,
     /// All that were ever put there.
     commands: BTreeSet<Vec<String>>,
     /// Where the loader looks, once it is known.
     library_paths: Option<Vec<String>>,
+    /// What may still be done in shell scripts.
+    work_left: u64,
 }
 
 impl<B: AsRef<[u8]>> Guesser<'_, '_, B> {
     /// Adds a file; whether it is one, and new.
     fn add(&mut self, path: &str, reason: &str) -> bool {
-        self.add_part(path, 0..u64::MAX, reason)
+        self.add_parts(path, slice::from_ref(&(0..u64::MAX)), reason)
     }
 
-    /// Adds a part of a file. Only the first of a file counts.
-    fn add_part(&mut self, path: &str, part: Range<u64>, reason: &str) -> bool {
+    /// Adds parts of a file, in order and without overlap. Only the first time counts.
+    fn add_parts(&mut self, path: &str, parts: &[Range<u64>], reason: &str) -> bool {
         let Some(file) = self.files.regular(path) else { return false };
         if self.listed.contains(&file.path) {
             return false;
         }
-        let room = self.limits.bytes.saturating_sub(self.bytes).min(self.limits.file_bytes);
-        let start = part.start.min(file.size_bytes);
-        let len = part.end.min(file.size_bytes).saturating_sub(start);
-        if self.guess.files.len() >= self.limits.files || (len > 0 && room == 0) {
+        let mut room = self.limits.bytes.saturating_sub(self.bytes).min(self.limits.file_bytes);
+        if self.guess.files.len() >= self.limits.files || (file.size_bytes > 0 && room == 0) {
             self.guess.is_cut = true;
             return false;
         }
-        let pieces = self.files.pieces(&file, start..start + len.min(room));
-        self.bytes += len.min(room);
+        let mut pieces = Vec::new();
+        for part in parts {
+            let start = part.start.min(file.size_bytes);
+            let len = part.end.min(file.size_bytes).saturating_sub(start).min(room);
+            pieces.extend(self.files.pieces(&file, start..start + len));
+            room -= len;
+            self.bytes += len;
+        }
         self.listed.insert(file.path.clone());
         let found = GuessedFile { path: file.path, reason: reason.to_owned(), pieces };
-        (self.tell)(&found);
+        self.files.found(&found);
         self.guess.files.push(found);
         true
     }
@@ -247,20 +286,32 @@ impl<B: AsRef<[u8]>> Guesser<'_, '_, B> {
     }
 
     /// Puts a command behind those that are to be followed.
-    fn run(&mut self, words: Vec<String>, reason: &str, depth: u32) {
-        if depth > self.limits.depth || self.queue.len() >= self.limits.files {
+    fn run(&mut self, words: Vec<String>, reason: &str, depth: u32, place: Place) {
+        if depth > self.limits.depth || self.commands.len() >= COMMANDS_MAX {
             self.guess.is_cut = true;
         } else if !words.is_empty() && self.commands.insert(words.clone()) {
-            self.queue.push_back((words, reason.to_owned(), depth));
+            self.queue.push(Task { words, reason: reason.to_owned(), depth, place });
         }
+    }
+
+    /// Where the command runs that is being followed.
+    fn place(&self) -> Place {
+        Place { environment: Rc::clone(&self.environment), working_dir: self.working_dir.clone() }
     }
 
     /// The file that a command's first word names.
     fn find_command(&self, word: &str) -> Option<String> {
+        let path = self.environment.get("PATH").map_or(PATH_DEFAULT, String::as_str);
+        self.find_in(path, word, &self.working_dir)
+    }
+
+    /// The same in a list of places.
+    fn find_in(&self, path: &str, word: &str, working_dir: &str) -> Option<String> {
         if word.contains('/') {
-            return self.files.regular(&self.absolute(word)).map(|_| self.absolute(word));
+            let file = if word.starts_with('/') { word.to_owned() } else { format!("{working_dir}/{word}") };
+            return self.files.regular(&file).map(|_| file);
         }
-        let path = self.env.get("PATH").map_or(PATH_DEFAULT, String::as_str);
+        (!word.is_empty()).then_some(())?;
         let places = path.split(':').filter(|place| place.starts_with('/')).take(PLACES_MAX);
         places.map(|place| format!("{place}/{word}")).find(|file| self.files.regular(file).is_some())
     }
@@ -269,32 +320,51 @@ impl<B: AsRef<[u8]>> Guesser<'_, '_, B> {
         if path.starts_with('/') { path.to_owned() } else { format!("{}/{path}", self.working_dir) }
     }
 
-    /// Follows one command: its program, then what the program is told to do.
-    fn execute(&mut self, words: &[String], reason: &str, depth: u32) {
-        let Some(path) = words.first().and_then(|word| self.find_command(word)) else { return };
-        self.program(&path, words, reason, depth);
+    /// Follows commands: all their programs, then what each is told to do.
+    fn execute(&mut self, tasks: Vec<Task>) {
+        let mut programs = Vec::new();
+        for task in tasks {
+            (self.environment, self.working_dir) = (Rc::clone(&task.place.environment), task.place.working_dir.clone());
+            if let Some(path) = task.words.first().and_then(|word| self.find_command(word)) {
+                programs.push((path, task));
+            }
+        }
+        let heads = programs.iter().filter_map(|(path, _)| Some((self.files.regular(path)?, 0..HEAD_BYTES)));
+        self.files.ahead(heads.collect());
+        for (path, task) in &programs {
+            let binary = self.program(path, task);
+            self.binaries.extend(binary);
+        }
+        for (path, task) in programs {
+            (self.environment, self.working_dir) = (task.place.environment, task.place.working_dir);
+            self.interpret(&path, &task.words, task.depth);
+        }
+    }
+
+    /// What a program does with its arguments, where that is known.
+    fn interpret(&mut self, path: &str, words: &[String], depth: u32) {
         // The interpreter of a script runs it as if it were named on the command line.
-        let file = self.files.regular(&path).map_or_else(|| path.clone(), |file| file.path);
+        let file = self.files.regular(path).map_or_else(|| path.to_owned(), |file| file.path);
         let name = file.rsplit('/').next().unwrap_or_default();
         match interpreter_of(name) {
-            Some(Interpreter::Python) => self.python(&path, &words[1..], depth),
-            Some(Interpreter::Java) => self.java(&path, &words[1..], depth),
+            Some(Interpreter::Python) => self.python(path, &words[1..], depth),
+            Some(Interpreter::Java) => self.java(path, &words[1..], depth),
             Some(Interpreter::Node) => self.javascript(&words[1..], depth),
             Some(Interpreter::Shell) => self.shell(&words[1..], depth),
             Some(Interpreter::Runs(skip)) => {
                 let rest = words.iter().skip(1).skip_while(skip);
-                self.run(rest.cloned().collect(), &format!("{name} runs it"), depth + 1);
+                self.run(rest.cloned().collect(), &format!("{name} runs it"), depth + 1, self.place());
             }
             None => {}
         }
     }
 
-    /// A program: an ELF file with its libraries, or a script with its interpreter.
-    fn program(&mut self, path: &str, words: &[String], reason: &str, depth: u32) {
-        let Some(file) = self.files.regular(path) else { return };
+    /// Looks at a program: a script leads to its interpreter, an ELF file is given back.
+    fn program(&mut self, path: &str, task: &Task) -> Option<elf::Binary> {
+        let file = self.files.regular(path)?;
         let head = self.files.read(&file, 0..SHEBANG_MAX_BYTES).unwrap_or_default();
         if let Some(line) = head.strip_prefix(b"#!") {
-            self.add(path, reason);
+            self.add(path, &task.reason);
             let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
             let line = String::from_utf8_lossy(line);
             // The kernel takes the first word, and all the rest as one.
@@ -302,13 +372,19 @@ impl<B: AsRef<[u8]>> Guesser<'_, '_, B> {
             let mut command = vec![interpreter.to_owned()];
             command.extend((!argument.trim().is_empty()).then(|| argument.trim().to_owned()));
             command.push(path.to_owned());
-            command.extend(words.iter().skip(1).cloned());
-            self.run(command, &format!("the first line of {path} names it"), depth + 1);
-        } else if head.starts_with(elf::MAGIC) {
-            self.elf(path, reason, depth);
-        } else {
-            self.add(path, reason);
+            command.extend(task.words.iter().skip(1).cloned());
+            self.run(command, &format!("the first line of {path} names it"), task.depth + 1, task.place.clone());
+            return None;
         }
+        if !head.starts_with(elf::MAGIC) {
+            self.add(path, &task.reason);
+            return None;
+        }
+        if file.size_bytes <= elf::WHOLE_MAX_BYTES {
+            self.add(path, &task.reason);
+        }
+        let environment = Rc::clone(&task.place.environment);
+        Some(elf::Binary::new(path, &task.reason, task.depth, environment))
     }
 }
 

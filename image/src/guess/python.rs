@@ -4,12 +4,17 @@
 //! The compiled file beside a module is what the interpreter reads, where there is one; the source is then only looked at
 //! here, to go on.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeMap;
+use std::rc::Rc;
 
+use super::elf::Binary;
+use super::files::Files;
 use super::{Guesser, PLACES_MAX, SCRIPT_MAX_BYTES, is_version};
 
 /// Modules that are followed.
 const MODULES_MAX: usize = 3000;
+/// Names that are looked for: most of what is imported from a package is no module.
+const NAMES_MAX: usize = 30_000;
 /// Of one module, so many imports.
 const IMPORTS_MAX: usize = 200;
 /// What every interpreter imports before it runs anything (`python3 -v -c pass`, 3.9 to 3.13).
@@ -60,11 +65,18 @@ struct Module {
     is_extension: bool,
 }
 
+impl Module {
+    /// Where modules of it are, when it is a package.
+    fn places(&self) -> Option<Vec<String>> {
+        Some(vec![self.path.strip_suffix("/__init__.py")?.to_owned()])
+    }
+}
+
 impl<B: AsRef<[u8]>> Guesser<'_, '_, B> {
     /// What `interpreter` reads with these arguments.
     pub(super) fn python(&mut self, interpreter: &str, arguments: &[String], depth: u32) {
         let Some(mut roots) = self.python_roots(interpreter) else { return };
-        let mut imports: VecDeque<(String, String)> =
+        let mut imports: Vec<(String, String)> =
             FIRST.iter().map(|name| ((*name).to_owned(), "every interpreter imports it".to_owned())).collect();
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
@@ -74,8 +86,8 @@ impl<B: AsRef<[u8]>> Guesser<'_, '_, B> {
                     roots.places.insert(0, self.working_dir.clone());
                     imports.extend(FOR_MODULES.iter().map(|name| ((*name).to_owned(), "-m needs it".to_owned())));
                     let reason = format!("python -m {module} runs it");
-                    imports.push_back((module.clone(), reason.clone()));
-                    imports.push_back((format!("{module}.__main__"), reason));
+                    imports.push((module.clone(), reason.clone()));
+                    imports.push((format!("{module}.__main__"), reason));
                     break;
                 }
                 "-c" => {
@@ -125,7 +137,7 @@ impl<B: AsRef<[u8]>> Guesser<'_, '_, B> {
                 version.is_some_and(|version| !version.is_empty() && version.chars().all(is_version)) && has_library()
             })
         })?;
-        let mut places: Vec<String> = paths(self.env.get("PYTHONPATH"));
+        let mut places: Vec<String> = paths(self.environment.get("PYTHONPATH"));
         for prefix in &prefixes {
             let lib = format!("{prefix}/lib/{version}");
             places.push(lib.clone());
@@ -142,67 +154,86 @@ impl<B: AsRef<[u8]>> Guesser<'_, '_, B> {
         Some(Roots { places, tag, extensions })
     }
 
-    fn python_imports(&mut self, roots: &Roots, mut imports: VecDeque<(String, String)>, depth: u32) {
-        let mut known: BTreeSet<String> = BTreeSet::new();
-        while let Some((name, reason)) = imports.pop_front() {
-            if known.len() >= MODULES_MAX || self.is_full() {
-                self.guess.is_cut = true;
-                return;
-            }
-            // Importing a.b.c imports a and a.b first.
-            let ends = name.match_indices('.').map(|(at, _)| at).chain([name.len()]);
-            for end in ends.collect::<Vec<_>>() {
-                let name = &name[..end];
-                if name.is_empty() || !known.insert(name.to_owned()) {
-                    continue;
+    /// Follows imports, all that are known at a time.
+    fn python_imports(&mut self, roots: &Roots, mut imports: Vec<(String, String)>, depth: u32) {
+        // Names, with the folder of those that are packages.
+        let mut known: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut count = 0;
+        while !imports.is_empty() {
+            let mut modules = Vec::new();
+            for (name, reason) in imports {
+                if count + modules.len() >= MODULES_MAX || known.len() >= NAMES_MAX || self.is_full() {
+                    self.guess.is_cut = true;
+                    break;
                 }
-                let Some(module) = self.python_module(roots, name) else { break };
-                imports.extend(self.python_reads(roots, &module, &reason, depth));
+                // Importing a.b.c imports a and a.b first, and what is in a package is looked for nowhere else.
+                let ends = name.match_indices('.').map(|(at, _)| at).chain([name.len()]);
+                let mut places = &roots.places;
+                for name in ends.map(|end| &name[..end]).filter(|name| !name.is_empty()) {
+                    if !known.contains_key(name) {
+                        let module = python_module(&self.files, roots, places, name);
+                        let inner = module.as_ref().and_then(Module::places).unwrap_or_default();
+                        known.insert(name.to_owned(), inner);
+                        modules.extend(module.map(|module| (module, reason.clone())));
+                    }
+                    places = &known[name];
+                    if places.is_empty() {
+                        break;
+                    }
+                }
             }
+            count += modules.len();
+            imports = self.python_reads(roots, modules, depth);
         }
     }
 
-    fn python_module(&self, roots: &Roots, name: &str) -> Option<Module> {
-        let relative = name.replace('.', "/");
-        let package = name.rsplit_once('.').map_or("", |(package, _)| package);
-        roots.places.iter().find_map(|place| {
-            let at = format!("{place}/{relative}");
-            let init = format!("{at}/__init__.py");
-            if self.files.regular(&init).is_some() {
-                return Some(Module { path: init, package: name.to_owned(), is_extension: false });
+    /// Adds modules; what they import.
+    fn python_reads(&mut self, roots: &Roots, modules: Vec<(Module, String)>, depth: u32) -> Vec<(String, String)> {
+        let sources = modules.iter().filter(|(module, _)| !module.is_extension);
+        let sources = sources.filter_map(|(module, _)| Some((self.files.regular(&module.path)?, 0..SCRIPT_MAX_BYTES)));
+        self.files.ahead(sources.collect());
+        for (module, reason) in &modules {
+            if module.is_extension {
+                let environment = Rc::clone(&self.environment);
+                self.binaries.push(Binary::module(&module.path, reason, depth + 1, environment));
+                continue;
             }
-            let mut extensions = roots.extensions.iter().map(|ending| format!("{at}{ending}"));
-            if let Some(path) = extensions.find(|path| self.files.regular(path).is_some()) {
-                return Some(Module { path, package: package.to_owned(), is_extension: true });
-            }
-            let source = format!("{at}.py");
-            self.files.regular(&source).is_some().then(|| Module {
-                path: source,
-                package: package.to_owned(),
-                is_extension: false,
-            })
-        })
+            let (folder, file) = module.path.rsplit_once('/').unwrap_or(("", &module.path));
+            let stem = file.strip_suffix(".py").unwrap_or(file);
+            let compiled = format!("{folder}/__pycache__/{stem}.{}.pyc", roots.tag);
+            let is_compiled = self.files.regular(&compiled).is_some();
+            self.add(if is_compiled { &compiled } else { &module.path }, reason);
+        }
+        self.load();
+        let mut imports = Vec::new();
+        for (module, _) in modules.iter().filter(|(module, _)| !module.is_extension) {
+            let Some(source) = self.files.regular(&module.path) else { continue };
+            let text = self.files.text(&source, SCRIPT_MAX_BYTES).unwrap_or_default();
+            let reason = format!("{} imports it", module.path);
+            imports.extend(imports_of(&text, &module.package).into_iter().map(|name| (name, reason.clone())));
+        }
+        imports
     }
+}
 
-    /// Adds a module; what it imports.
-    fn python_reads(&mut self, roots: &Roots, module: &Module, reason: &str, depth: u32) -> Vec<(String, String)> {
-        if module.is_extension {
-            self.elf(&module.path, reason, depth + 1);
-            return Vec::new();
-        }
-        let (folder, file) = module.path.rsplit_once('/').unwrap_or(("", &module.path));
-        let stem = file.strip_suffix(".py").unwrap_or(file);
-        let compiled = format!("{folder}/__pycache__/{stem}.{}.pyc", roots.tag);
-        if self.files.regular(&compiled).is_some() {
-            self.add(&compiled, reason);
-        } else {
-            self.add(&module.path, reason);
-        }
-        let Some(source) = self.files.regular(&module.path) else { return Vec::new() };
-        let text = self.files.text(&source, SCRIPT_MAX_BYTES).unwrap_or_default();
-        let reason = format!("{} imports it", module.path);
-        imports_of(&text, &module.package).into_iter().map(|name| (name, reason.clone())).collect()
-    }
+/// The module `name` in one of `places`.
+fn python_module<B: AsRef<[u8]>>(
+    files: &Files<'_, '_, B>,
+    roots: &Roots,
+    places: &[String],
+    name: &str,
+) -> Option<Module> {
+    let (package, last) = name.rsplit_once('.').unwrap_or(("", name));
+    let is_there = |path: &String| files.regular(path).is_some();
+    places.iter().find_map(|place| {
+        let at = format!("{place}/{last}");
+        let module =
+            |path: String, package: &str, is_extension| Module { path, package: package.to_owned(), is_extension };
+        let init = Some(format!("{at}/__init__.py")).filter(is_there).map(|path| module(path, name, false));
+        let extension = || roots.extensions.iter().map(|ending| format!("{at}{ending}")).find(is_there);
+        let source = || Some(format!("{at}.py")).filter(is_there).map(|path| module(path, package, false));
+        init.or_else(|| extension().map(|path| module(path, package, true))).or_else(source)
+    })
 }
 
 fn paths(list: Option<&String>) -> Vec<String> {
@@ -215,11 +246,20 @@ fn paths(list: Option<&String>) -> Vec<String> {
 fn imports_of(text: &str, package: &str) -> Vec<String> {
     let mut found = Vec::new();
     let has_lines = text.contains('\n');
+    // Within a function, or in what is there for checkers of types alone.
+    let mut is_skipped = false;
     for line in text.split(['\n', ';']) {
         if found.len() >= IMPORTS_MAX {
             break;
         }
         let is_indented = line.starts_with([' ', '\t']) && has_lines;
+        if !is_indented && !line.is_empty() && !line.starts_with([')', '#']) {
+            is_skipped = ["def ", "async def "].iter().any(|begin| line.starts_with(begin))
+                || (line.starts_with("if ") && line.contains("TYPE_CHECKING"));
+        }
+        if is_indented && is_skipped {
+            continue;
+        }
         let mut words = line.split_whitespace();
         match words.next() {
             // An indent of a `try` or `if` at the top level is seldom more than four.
@@ -275,8 +315,9 @@ mod tests {
     #[test]
     fn imports_are_found_by_line() {
         let text = "import os, sys as s\nfrom a.b import c, d\nfrom . import e\nfrom ..f import g\n\
-                    try:\n    import h\nexcept ImportError:\n    pass\ndef i():\n        import j\n";
-        let expected = ["os", "sys", "a.b", "a.b.c", "a.b.d", "p.q", "p.q.e", "p.f", "p.f.g", "h"];
+                    try:\n    import h\nexcept ImportError:\n    pass\ndef i(\n    k\n):\n    import j\n\n    import l\n\
+                    if TYPE_CHECKING:\n    import m\nelse:\n    import n\n";
+        let expected = ["os", "sys", "a.b", "a.b.c", "a.b.d", "p.q", "p.q.e", "p.f", "p.f.g", "h", "n"];
         assert_eq!(imports_of(text, "p.q"), expected);
         assert_eq!(imports_of("import numpy; print(1)", ""), ["numpy"]);
     }
