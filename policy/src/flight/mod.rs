@@ -14,10 +14,11 @@
 //! begins with an empty `Flight`; nothing here is worth keeping.
 //!
 //! In a swarm with a member list, `owners` (by the order of `ranks`) stands between the holders and the registry, `desk` answers what others ask of
-//! this node, and `hedge` puts demand that takes too long to a second holder. `prefetching` knows
+//! this node (as an owner it serves some and sends the others to them: `referrals`, `books`), and `hedge` puts demand that takes too long to a second holder. `prefetching` knows
 //! which layers' prefetch need not be looked at.
 
 mod asking;
+mod books;
 mod desk;
 mod events;
 mod hedge;
@@ -26,6 +27,7 @@ mod outcome;
 mod owners;
 mod prefetching;
 mod ranks;
+mod referrals;
 mod schedule;
 mod shape;
 mod sources;
@@ -52,7 +54,7 @@ use crate::time::Instant;
 
 use desk::Desk;
 use hedge::HedgeBooks;
-use owners::Unowned;
+use owners::{Readings, Unowned};
 use ranks::KnownOwners;
 use sources::Survey;
 use table::{Ask, Layer, OriginRecord, Read, Reads};
@@ -72,6 +74,7 @@ pub struct Flight {
     desk: Desk,
     hedges: HedgeBooks,
     unowned: Unowned,
+    readings: Readings,
     /// All asks, and those to the local store.
     total: Load,
     local: Load,
@@ -113,6 +116,7 @@ impl Flight {
             desk: Desk::default(),
             hedges: HedgeBooks::default(),
             unowned: Unowned::default(),
+            readings: Readings::default(),
             total: Load::default(),
             local: Load::default(),
             next_ask: 0,
