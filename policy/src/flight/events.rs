@@ -118,6 +118,7 @@ impl Flight {
         // Where all senders pause, nobody is quicker.
         let patience = self.limits.overtaken_patience.max(self.peers.pause_bound());
         ask.renew_pending(now, self.readings.overtake(ask).then_some(patience), &self.limits);
+        self.next_lease = self.next_lease.min(ask.lease_until);
         if let Source::Peer(peer) = ask.source {
             self.peers.alive(peer, now);
         }

@@ -89,6 +89,8 @@ pub struct Flight {
     wake: Option<Instant>,
     /// The timer that the driver was asked for.
     armed: Option<Instant>,
+    /// No lease ends before.
+    next_lease: Instant,
     /// Something may be asked that could not be before.
     dirty: bool,
 }
@@ -125,6 +127,7 @@ impl Flight {
             taken_owners: BTreeSet::new(),
             wake: None,
             armed: None,
+            next_lease: Instant::NEVER,
             dirty: false,
         }
     }
@@ -156,10 +159,12 @@ impl Flight {
             debug_assert!(deadline <= turn.now);
             self.fail_read(read, FailReason::Deadline, turn);
         }
-        let silent: Vec<AskId> =
-            self.asks.iter().filter(|(_, ask)| ask.lease_until <= turn.now).map(|(id, _)| *id).collect();
-        for ask in silent {
-            self.lease_ended(ask, turn);
+        if self.next_lease <= turn.now {
+            let silent: Vec<AskId> =
+                self.asks.iter().filter(|(_, ask)| ask.lease_until <= turn.now).map(|(id, _)| *id).collect();
+            for ask in silent {
+                self.lease_ended(ask, turn);
+            }
         }
         if self.wake.is_some_and(|wake| wake <= turn.now) {
             self.dirty = true;
@@ -169,6 +174,7 @@ impl Flight {
     /// Asks for the timer, when it is needed sooner than the last time it was asked for.
     fn arm(&mut self, turn: &mut Turn<'_>) {
         let lease = self.asks.values().map(|ask| ask.lease_until).min();
+        self.next_lease = lease.unwrap_or(Instant::NEVER);
         let deadline = self.reads.first_deadline().map(|(deadline, _)| deadline);
         let Some(at) = [lease, deadline, self.wake].into_iter().flatten().min() else { return };
         if at < Instant::NEVER && self.armed.is_none_or(|armed| at < armed) {
