@@ -210,11 +210,14 @@ impl LayerGeometry {
     /// extents never share a span, and every node finds the same ones. `None` while spans are not known.
     pub fn extent_of(&self, chunk: u32, extent_bytes: u64) -> Option<ChunkRange> {
         let spans = self.spans.as_ref()?;
-        let place = |span: &Span| self.start_bytes(span.first_chunk) / extent_bytes.max(1);
-        let own = place(spans.get(self.span_of(chunk)? as usize)?);
-        let first = spans.partition_point(|span| place(span) < own) as u32;
-        let end = spans.partition_point(|span| place(span) <= own) as u32;
-        Some(self.span_chunks(&(first..end)))
+        let start = |span: &Span| self.start_bytes(span.first_chunk);
+        let own = self.span_of(chunk)? as usize;
+        let start_bytes = start(spans.get(own)?) / extent_bytes.max(1) * extent_bytes.max(1);
+        let end_bytes = start_bytes.saturating_add(extent_bytes.max(1));
+        // Of a layer with thousands of spans its extents have some.
+        let before = spans[..own].iter().rev().take_while(|span| start(span) >= start_bytes).count();
+        let after = spans[own..].iter().take_while(|span| start(span) < end_bytes).count();
+        Some(self.span_chunks(&((own - before) as u32..(own + after) as u32)))
     }
 
     /// The chunks of a run of spans; empty while spans are not known.

@@ -139,9 +139,11 @@ pub struct Limits {
     pub unowned_asks_per_second: u32,
     /// How long a demand ask that a peer says it works on may bring nothing.
     pub pending_patience: StallTime,
+    /// The same for a demand ask to an owner, once another owner has read from the registry what it was asked for later.
+    pub overtaken_patience: Duration,
     /// Longest time that another node's word rests the registry; it is said again while it holds.
     pub told_rest_max: Duration,
-    /// Claimants of an extent that an owner serves itself; later ones are sent to these.
+    /// Claimants of a chunk that an owner serves at least; later ones are sent to these.
     pub direct_claimants: usize,
     /// How long an owner remembers whom it has served or delegated.
     pub claimant_memory: Duration,
@@ -273,6 +275,8 @@ impl Default for Limits {
             refused_patience: Duration::from_secs(10),
             unowned_asks_per_second: 16,
             pending_patience: stall(5, 15),
+            // Design, section 10.
+            overtaken_patience: Duration::from_secs(1),
             told_rest_max: Duration::from_secs(10),
             // Depth log_4(10,000) < 7; simulated, a node that serves any number takes 15 times as long for 1,000 claimants.
             direct_claimants: 4,

@@ -193,6 +193,7 @@ impl Flight {
             hedged_bytes: 0,
             joined: None,
             last_brought: sent,
+            was_pending: false,
         };
         self.asks.insert(id, ask);
         id

@@ -1,21 +1,22 @@
 //! What a node answers when others ask it for chunks that they did not find.
 //!
 //! Asked for what is here, it gives what it has and what is surely on its way to it, and lacks the rest. Asked as the owner
-//! of an extent it does one of four things, chunk by chunk: it gives what it has or will have, to the first few claimants;
-//! sends later ones to those; gets what is missing when it has the layer open and its registry gives it; and otherwise
-//! leaves the reading to the first claimant that can, and sends the next ones to that. So an owner needs neither the layer nor a login
-//! to keep its extent from being read twice.
+//! of an extent it does one of four things, chunk by chunk: it gives what it has or will have, to a few claimants; sends the
+//! others to those (`referrals`, by what `books` remember); gets what is missing when it has the layer open and its registry
+//! gives it; and otherwise leaves the reading to the first claimant that can, and sends the next ones to that. So an owner needs
+//! neither the layer nor a login to keep its extent from being read twice.
 //!
 //! **Nobody waits in a circle**: a promise stands on one ask and ends with it. Who asks for what is here is promised what
 //! comes from the registry, from this disk, from a peer that has said that it has it, or from an owner; never what comes from
 //! itself, nor from a peer that was merely named. Who asks this node as an owner is promised what comes from the first three;
 //! for the rest this node turns to them itself, also when it has asked another owner before.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use hermes_image::ids::{ChunkRange, DiffId};
 use hermes_image::runs::Runs;
 
+use super::books::Book;
 use super::table::Certainty;
 use super::{Flight, Turn};
 use crate::class::Class;
@@ -26,8 +27,6 @@ use crate::time::Instant;
 
 /// Reads that this node makes for claims have numbers from here on; the driver's are below.
 const CLAIM_READS: u64 = 1 << 63;
-/// Claimants and delegations remembered of one extent.
-const REMEMBERED_MAX: usize = 16;
 
 /// The read that serves `claim`.
 fn read_of(claim: ClaimId) -> ReadId {
@@ -41,55 +40,35 @@ pub(super) fn claim_of(read: ReadId) -> Option<ClaimId> {
 
 /// A question that waits.
 #[derive(Debug, Clone)]
-struct Claim {
+pub(super) struct Claim {
     layer: DiffId,
-    /// What was given and was not here then.
-    awaited: Runs,
+    pub(super) peer: PeerNo,
+    pub(super) class: Class,
+    /// What it waits for.
+    pub(super) awaited: Runs,
+    /// Of it what is ruled on when it comes.
+    pub(super) held: Option<Held>,
     /// Until when the claimant knows that the registry rests.
     told_rest: Instant,
 }
 
-/// Whom an owner has sent where, for one extent.
-#[derive(Debug, Clone, Default)]
-struct Book {
-    used: Instant,
-    /// Who was given chunks of the extent, the latest last.
-    given: VecDeque<(PeerNo, Instant)>,
-    /// Who reads what itself.
-    delegated: VecDeque<(PeerNo, Instant, Runs)>,
-}
-
-impl Book {
-    fn forget(&mut self, now: Instant, limits: &Limits) {
-        let (given, delegated) = (now - limits.claimant_memory, now - limits.claim_patience);
-        self.given.retain(|(_, at)| *at >= given);
-        self.delegated.retain(|(_, at, _)| *at >= delegated);
-    }
-
-    fn note_given(&mut self, peer: PeerNo, now: Instant) {
-        self.given.retain(|(other, _)| *other != peer);
-        if self.given.len() >= REMEMBERED_MAX {
-            self.given.pop_front();
-        }
-        self.given.push_back((peer, now));
-    }
-
-    fn note_delegated(&mut self, peer: PeerNo, now: Instant, chunks: Runs) {
-        for (_, _, others) in &mut self.delegated {
-            others.remove_all(&chunks);
-        }
-        self.delegated.retain(|(_, _, others)| !others.is_empty());
-        if self.delegated.len() >= REMEMBERED_MAX {
-            self.delegated.pop_front();
-        }
-        self.delegated.push_back((peer, now, chunks));
-    }
+/// Chunks that wait for a ruling of their owner.
+#[derive(Debug, Clone)]
+pub(super) struct Held {
+    pub(super) extent: ChunkRange,
+    pub(super) chunks: Runs,
+    /// The claimant was given them or sent to others for them before.
+    pub(super) again: bool,
+    /// The claimant can read the registry.
+    pub(super) can_read: bool,
 }
 
 /// What this node owes to others.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Desk {
-    claims: BTreeMap<ClaimId, Claim>,
+    pub(super) claims: BTreeMap<ClaimId, Claim>,
+    /// Claims that are ruled on when chunks come, by the extent of these.
+    pub(super) held: BTreeMap<(DiffId, u32), BTreeSet<ClaimId>>,
     books: BTreeMap<(DiffId, u32), Book>,
     /// What asks that ended were to bring and did not.
     broken: BTreeMap<DiffId, Runs>,
@@ -101,7 +80,9 @@ impl Desk {
     }
 
     pub(super) fn is_within(&self, limits: &Limits) -> bool {
-        self.claims.len() <= limits.claims && self.books.len() <= limits.books
+        let is_held = |id: &ClaimId| self.claims.get(id).is_some_and(|claim| claim.held.is_some());
+        let held = || self.held.values().flatten();
+        self.claims.len() <= limits.claims && self.books.len() <= limits.books && held().all(is_held)
     }
 
     /// Notes that an ask of the layer ended without these chunks.
@@ -125,8 +106,22 @@ impl Desk {
         live.map(|(peer, _, chunks)| (*peer, chunks))
     }
 
-    fn book(&mut self, layer: DiffId, extent: &ChunkRange, now: Instant, limits: &Limits) -> &mut Book {
-        let key = (layer, extent.start);
+    /// The claim does not wait for what comes.
+    fn release(&mut self, id: ClaimId) -> Option<Held> {
+        let claim = self.claims.get_mut(&id)?;
+        let held = claim.held.take()?;
+        let key = (claim.layer, held.extent.start);
+        if let Some(waiting) = self.held.get_mut(&key) {
+            waiting.remove(&id);
+            if waiting.is_empty() {
+                self.held.remove(&key);
+            }
+        }
+        Some(held)
+    }
+
+    pub(super) fn book(&mut self, layer: DiffId, extent: u32, now: Instant, limits: &Limits) -> &mut Book {
+        let key = (layer, extent);
         if !self.books.contains_key(&key) && self.books.len() >= limits.books {
             let before = now - limits.claim_patience;
             self.books.retain(|_, book| book.used >= before);
@@ -163,7 +158,8 @@ impl Flight {
             turn.out.push(Action::Rule { claim, ruling: Ruling::Lacks(asked.chunks) });
             return;
         }
-        let record = Claim { layer: asked.layer, awaited: Runs::new(), told_rest: Instant::ZERO };
+        let (layer, peer, class) = (asked.layer, asked.peer, asked.class);
+        let record = Claim { layer, peer, class, awaited: Runs::new(), held: None, told_rest: Instant::ZERO };
         self.desk.claims.insert(claim, record);
         match asked.want {
             Want::Here => {
@@ -174,6 +170,7 @@ impl Flight {
                 let left = [Duty::Cluster, Duty::Zone].map(left).into_iter().find(|(left, _)| !left.is_empty());
                 if let Some((left_here, duty)) = left {
                     lacking.remove_all(&left_here);
+                    self.give(claim, left_here.clone(), turn);
                     self.read_for(&asked, left_here, duty, turn);
                 }
                 rule(claim, Ruling::Lacks(lacking), turn);
@@ -198,56 +195,31 @@ impl Flight {
         let can_read = self.can_read(layer);
         let here = self.here(layer, &asked.chunks, peer, Certainty::Sure);
         let mut rest = asked.chunks.difference(&here);
-        // On its way, and got anew should that end.
-        let mut coming = Runs::new();
-        if !here.is_empty() {
-            match self.others_to_name(asked, again, turn) {
-                Some(peers) => rule(claim, Ruling::Refer { chunks: here, peers }, turn),
-                None if can_read => {
-                    let layer = self.layers.get(&layer);
-                    coming = layer.map_or_else(Runs::new, |layer| here.difference(&layer.have));
-                    self.give(claim, here.difference(&coming), turn);
-                }
-                None => self.give(claim, here, turn),
-            }
+        let have = self.layers.get(&layer).map_or_else(Runs::new, |layer| here.intersection(&layer.have));
+        let mut coming = here.difference(&have);
+        let give = self.send_to_others(asked, again, have, turn);
+        self.give(claim, give, turn);
+        if !can_read {
+            self.hold(asked, again, claimant_can_read, std::mem::take(&mut coming), turn);
         }
-        let limits = &self.limits;
-        let book = self.desk.book(layer, extent, turn.now, limits);
         if again {
-            // Who was to read it has not.
-            for (other, _, chunks) in &mut book.delegated {
-                if *other != peer {
-                    chunks.remove_all(&rest);
-                }
+            // Who was to read it has not, as this one was told there.
+            let book = self.desk.book(layer, extent.start, turn.now, &self.limits);
+            let tried = book.tried(peer);
+            for (_, _, chunks) in book.delegated.iter_mut().filter(|(other, ..)| tried.contains(other)) {
+                chunks.remove_all(&rest);
             }
         }
-        for (other, _, chunks) in book.delegated.iter().filter(|(other, ..)| *other != peer) {
-            let known = rest.intersection(chunks);
-            rest.remove_all(&known);
-            rule(claim, Ruling::Refer { chunks: known, peers: vec![*other] }, turn);
+        self.send_to_delegates(claim, (layer, peer), extent.start, &mut rest, turn);
+        if !can_read {
+            return self.leave_to_claimant(claim, (layer, peer), extent, rest, claimant_can_read, turn);
         }
-        if can_read {
-            rest.insert_all(&coming);
-            if !rest.is_empty() {
-                book.note_given(peer, turn.now);
-                self.read_for(asked, rest, duty, turn);
-            }
-            return;
+        rest.insert_all(&coming);
+        if !rest.is_empty() {
+            // What is on its way is got anew should that end.
+            self.hold(asked, again, claimant_can_read, rest.clone(), turn);
+            self.read_for(asked, rest, duty, turn);
         }
-        if rest.is_empty() {
-            return;
-        }
-        if !claimant_can_read {
-            return rule(claim, Ruling::Lacks(rest), turn);
-        }
-        // Whoever reads some of the extent may as well read the rest of it.
-        let mut chunks = Runs::one(extent.clone());
-        for (_, _, others) in book.delegated.iter().filter(|(other, ..)| *other != peer) {
-            chunks.remove_all(others);
-        }
-        chunks.insert_all(&rest);
-        book.note_delegated(peer, turn.now, chunks.clone());
-        rule(claim, Ruling::Delegate(chunks), turn);
     }
 
     /// Promises chunks that are here or on their way.
@@ -273,26 +245,11 @@ impl Flight {
                 lost.remove_all(&read.missing);
             }
             claim.awaited.remove_all(&lost);
+            if let Some(held) = &mut claim.held {
+                held.chunks.remove_all(&lost);
+            }
             rule(*id, Ruling::Lacks(lost), turn);
         }
-    }
-
-    /// Whom a claimant is sent to: the first few are served here, later ones sent to them, in turns.
-    fn others_to_name(&mut self, asked: &Asked, again: bool, turn: &mut Turn<'_>) -> Option<Vec<PeerNo>> {
-        let limits = &self.limits;
-        let book = self.desk.book(asked.layer, &asked.extent, turn.now, limits);
-        let others: Vec<PeerNo> =
-            book.given.iter().map(|(other, _)| *other).filter(|other| *other != asked.peer).collect();
-        let is_known = book.given.iter().any(|(other, _)| *other == asked.peer);
-        if again || is_known || others.len() < limits.direct_claimants {
-            book.note_given(asked.peer, turn.now);
-            return None;
-        }
-        let first = turn.rng.below(others.len() as u64) as usize;
-        let peers = others.iter().cycle().skip(first).take(limits.referral_peers.min(others.len())).copied().collect();
-        // It will have them soon, and the next ones may be sent to it.
-        book.note_given(asked.peer, turn.now);
-        Some(peers)
     }
 
     /// Which of `chunks` are here or on their way with at least this certainty, and not by way of `claimant`.
@@ -331,23 +288,32 @@ impl Flight {
     /// Gets chunks for a claim, as if a reader here wanted them.
     fn read_for(&mut self, asked: &Asked, chunks: Runs, duty: Duty, turn: &mut Turn<'_>) {
         let read = read_of(asked.claim);
-        self.give(asked.claim, chunks.clone(), turn);
         let deadline = turn.now + self.limits.claim_patience;
         self.read_as(read, asked.layer, chunks, asked.class, Some(duty), deadline, turn);
     }
 
-    /// A read for a claim has failed: what it did not get is lacking.
+    /// A read for a claim has failed: what it did not get is lacking, or left to claimants when it was found out that the
+    /// registry refuses this node.
     pub(super) fn claim_failed(&mut self, claim: ClaimId, turn: &mut Turn<'_>) {
+        let held = self.desk.release(claim);
         let Some(record) = self.desk.claims.get_mut(&claim) else { return };
         let mut lacking = std::mem::take(&mut record.awaited);
-        if let Some(layer) = self.layers.get(&record.layer) {
+        let (layer, peer) = (record.layer, record.peer);
+        if let Some(layer) = self.layers.get(&layer) {
             lacking = lacking.difference(&layer.have);
+        }
+        if let Some(Held { extent, chunks, can_read, .. }) = held.filter(|_| !self.can_read(layer)) {
+            let mut rest = lacking.intersection(&chunks);
+            lacking.remove_all(&rest);
+            self.send_to_delegates(claim, (layer, peer), extent.start, &mut rest, turn);
+            self.leave_to_claimant(claim, (layer, peer), &extent, rest, can_read, turn);
         }
         rule(claim, Ruling::Lacks(lacking), turn);
     }
 
     /// Nobody waits for the claim any more. What is under way for it goes on: the next claimant wants the same.
     pub(super) fn claim_ended(&mut self, claim: ClaimId) {
+        self.desk.release(claim);
         self.desk.claims.remove(&claim);
         let id = read_of(claim);
         if let Some(read) = self.reads.remove(id)
@@ -380,7 +346,7 @@ impl Flight {
 }
 
 /// Rules on chunks, if there are any.
-fn rule(claim: ClaimId, ruling: Ruling, turn: &mut Turn<'_>) {
+pub(super) fn rule(claim: ClaimId, ruling: Ruling, turn: &mut Turn<'_>) {
     let is_empty = match &ruling {
         Ruling::Give(chunks) | Ruling::Lacks(chunks) | Ruling::Delegate(chunks) => chunks.is_empty(),
         Ruling::Refer { chunks, .. } => chunks.is_empty(),

@@ -115,7 +115,10 @@ impl Flight {
     fn ask_pending(&mut self, id: AskId, registry_rests: Option<Duration>) {
         let now = self.now;
         let Some(ask) = self.asks.get_mut(&id) else { return };
-        ask.renew_pending(now, &self.limits);
+        // Where all senders pause, nobody is quicker.
+        let patience = self.limits.overtaken_patience.max(self.peers.pause_bound());
+        ask.renew_pending(now, self.readings.overtake(ask).then_some(patience), &self.limits);
+        self.next_lease = self.next_lease.min(ask.lease_until);
         if let Source::Peer(peer) = ask.source {
             self.peers.alive(peer, now);
         }
@@ -332,6 +335,8 @@ impl Flight {
                 if let (Source::Peer(_), Some(sign), true) = (ask.source, ask.first_sign, ask.is_waited_for()) {
                     self.peers.went_on(turn.now.since(ask.progress_at().max(sign)));
                 }
+                self.readings.note(ask);
+                ask.was_pending = false;
                 let bytes = brought.iter().map(|run| record.geometry.len_bytes(&run)).sum::<u64>();
                 if let Source::Peer(peer) = ask.source {
                     self.peers.brought(peer, turn.now, bytes, &self.limits);
@@ -358,6 +363,7 @@ impl Flight {
             Self::say_delivered(id, turn);
         }
         self.end_quests(layer, &chunks);
+        self.rule_on_held(layer, &chunks, turn);
     }
 
     fn evicted(&mut self, layer: DiffId, chunks: &Runs) {

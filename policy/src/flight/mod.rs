@@ -14,10 +14,11 @@
 //! begins with an empty `Flight`; nothing here is worth keeping.
 //!
 //! In a swarm with a member list, `owners` (by the order of `ranks`) stands between the holders and the registry, `desk` answers what others ask of
-//! this node, and `hedge` puts demand that takes too long to a second holder. `prefetching` knows
+//! this node (as an owner it serves some and sends the others to them: `referrals`, `books`), and `hedge` puts demand that takes too long to a second holder. `prefetching` knows
 //! which layers' prefetch need not be looked at.
 
 mod asking;
+mod books;
 mod desk;
 mod events;
 mod hedge;
@@ -26,6 +27,7 @@ mod outcome;
 mod owners;
 mod prefetching;
 mod ranks;
+mod referrals;
 mod schedule;
 mod shape;
 mod sources;
@@ -52,7 +54,7 @@ use crate::time::Instant;
 
 use desk::Desk;
 use hedge::HedgeBooks;
-use owners::Unowned;
+use owners::{Readings, Unowned};
 use ranks::KnownOwners;
 use sources::Survey;
 use table::{Ask, Layer, OriginRecord, Read, Reads};
@@ -72,6 +74,7 @@ pub struct Flight {
     desk: Desk,
     hedges: HedgeBooks,
     unowned: Unowned,
+    readings: Readings,
     /// All asks, and those to the local store.
     total: Load,
     local: Load,
@@ -86,6 +89,8 @@ pub struct Flight {
     wake: Option<Instant>,
     /// The timer that the driver was asked for.
     armed: Option<Instant>,
+    /// No lease ends before.
+    next_lease: Instant,
     /// Something may be asked that could not be before.
     dirty: bool,
 }
@@ -113,6 +118,7 @@ impl Flight {
             desk: Desk::default(),
             hedges: HedgeBooks::default(),
             unowned: Unowned::default(),
+            readings: Readings::default(),
             total: Load::default(),
             local: Load::default(),
             next_ask: 0,
@@ -121,6 +127,7 @@ impl Flight {
             taken_owners: BTreeSet::new(),
             wake: None,
             armed: None,
+            next_lease: Instant::NEVER,
             dirty: false,
         }
     }
@@ -152,10 +159,12 @@ impl Flight {
             debug_assert!(deadline <= turn.now);
             self.fail_read(read, FailReason::Deadline, turn);
         }
-        let silent: Vec<AskId> =
-            self.asks.iter().filter(|(_, ask)| ask.lease_until <= turn.now).map(|(id, _)| *id).collect();
-        for ask in silent {
-            self.lease_ended(ask, turn);
+        if self.next_lease <= turn.now {
+            let silent: Vec<AskId> =
+                self.asks.iter().filter(|(_, ask)| ask.lease_until <= turn.now).map(|(id, _)| *id).collect();
+            for ask in silent {
+                self.lease_ended(ask, turn);
+            }
         }
         if self.wake.is_some_and(|wake| wake <= turn.now) {
             self.dirty = true;
@@ -165,6 +174,7 @@ impl Flight {
     /// Asks for the timer, when it is needed sooner than the last time it was asked for.
     fn arm(&mut self, turn: &mut Turn<'_>) {
         let lease = self.asks.values().map(|ask| ask.lease_until).min();
+        self.next_lease = lease.unwrap_or(Instant::NEVER);
         let deadline = self.reads.first_deadline().map(|(deadline, _)| deadline);
         let Some(at) = [lease, deadline, self.wake].into_iter().flatten().min() else { return };
         if at < Instant::NEVER && self.armed.is_none_or(|armed| at < armed) {

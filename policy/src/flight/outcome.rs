@@ -18,6 +18,13 @@ impl Flight {
     /// The driver has shown no sign of life of an ask for too long: the lease ends, the chunks go elsewhere.
     pub(super) fn lease_ended(&mut self, id: AskId, turn: &mut Turn<'_>) {
         let Some(ask) = self.drop_ask(id) else { return };
+        if let Source::Peer(peer) = ask.source
+            && ask.was_pending
+            && self.readings.overtake(&ask)
+        {
+            // It would leave the next reader waiting as long.
+            self.peers.slow(peer, turn.now, &self.limits);
+        }
         turn.out.push(Action::Cancel { ask: id });
         self.settle(&ask, Outcome::Failed { class: ErrorClass::Transient, retry_after: None }, turn);
     }

@@ -48,8 +48,8 @@ pub(super) struct Quest {
     delegated_until: Instant,
     /// Nobody has left it to this node: no owner could be reached.
     nobody_owns: bool,
-    /// Whom the owner named did not have it.
-    again: bool,
+    /// What those whom the owner named did not have.
+    vain: Runs,
     /// Questions to owners since something came, and when the last was asked.
     asked: u32,
     asked_at: Instant,
@@ -89,6 +89,39 @@ impl Unowned {
             *self = Self { second: second(now), asked: 0 };
         }
         self.asked += 1;
+    }
+}
+
+/// What was asked last of what has come from the registry by now: of the two sources of which that is latest, when it was asked.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Readings {
+    latest: Option<(Source, Instant)>,
+    other: Option<(Source, Instant)>,
+}
+
+impl Readings {
+    /// Notes that an ask brings something, if it is read from the registry.
+    pub(super) fn note(&mut self, ask: &Ask) {
+        let by_owner = ask.was_pending && matches!(ask.want, Want::Owner { .. });
+        if ask.source != Source::Origin && !by_owner {
+            return;
+        }
+        let reading = Some((ask.source, ask.sent));
+        match self.latest {
+            Some((source, sent)) if source == ask.source => self.latest = Some((source, sent.max(ask.sent))),
+            Some((_, sent)) if sent > ask.sent => {
+                self.other = self.other.filter(|(_, other)| *other > ask.sent).or(reading);
+            }
+            _ => (self.latest, self.other) = (reading, self.latest),
+        }
+    }
+
+    /// Whether an owner that reads for `ask` was overtaken by a reading of another that began later.
+    pub(super) fn overtake(&self, ask: &Ask) -> bool {
+        let since = ask.progress_at();
+        let readings = self.latest.into_iter().chain(self.other);
+        matches!(ask.want, Want::Owner { .. })
+            && readings.into_iter().any(|(source, sent)| source != ask.source && sent > since)
     }
 }
 
@@ -180,7 +213,8 @@ impl Flight {
             let was_named =
                 record.holders.get(&peer).is_some_and(|holder| chunks.difference(&holder.promised).is_empty());
             let has_room = record.holders.contains_key(&peer) || record.holders.len() < limits.holders_per_layer;
-            let asked_in_vain = record.quests.get(&extent.start).is_some_and(|quest| quest.again);
+            let asked_in_vain =
+                record.quests.get(&extent.start).is_some_and(|quest| chunks.first_common(&quest.vain).is_some());
             if chunks.is_empty() || !can_say || was_named || !has_room || asked_in_vain {
                 continue;
             }
@@ -310,8 +344,13 @@ impl Flight {
             }
         }
         // Owners that may be gone as well are asked when nobody else can be.
-        let doubted = |owner: &PeerNo| need.class == Class::Demand && self.peers.is_doubtful(*owner, now, limits);
-        let (last, first): (Vec<_>, Vec<_>) = owners.iter().copied().enumerate().partition(|(_, owner)| doubted(owner));
+        let doubted = |owner: PeerNo| {
+            need.class == Class::Demand
+                && Some(owner) != self.members.me()
+                && self.peers.is_doubtful(owner, now, limits)
+        };
+        let (last, first): (Vec<_>, Vec<_>) =
+            owners.iter().copied().enumerate().partition(|(_, owner)| doubted(*owner));
         for (rank, owner) in first.into_iter().chain(last) {
             if Some(owner) == self.members.me() {
                 if duty == Duty::Cluster && !self.can_read(need.layer) {
@@ -350,14 +389,15 @@ impl Flight {
     ) -> Runs {
         let size = self.limits.peer_size.bytes(need.class);
         let runs = self.limits.runs_per_ask;
-        let mut again = false;
-        if let Some(quest) = self.quest(need.layer, extent, turn.now) {
-            again = std::mem::take(&mut quest.again);
+        let can_read = self.can_read(need.layer);
+        let Some(record) = self.layers.get_mut(&need.layer) else { return wanted.clone() };
+        let vain = record.quests.get(&extent.start).map(|quest| wanted.intersection(&quest.vain)).unwrap_or_default();
+        let again = !vain.is_empty();
+        let chunks = cut_chunks(&record.geometry, if again { &vain } else { wanted }, size, runs);
+        if let Some(quest) = record.quests.get_mut(&extent.start) {
+            quest.vain.remove_all(&chunks);
             (quest.asked, quest.asked_at) = (quest.asked.saturating_add(1), turn.now);
         }
-        let can_read = self.can_read(need.layer);
-        let Some(record) = self.layers.get(&need.layer) else { return wanted.clone() };
-        let chunks = cut_chunks(&record.geometry, wanted, size, runs);
         let owners = self.owners(need.layer, extent.start, duty);
         let rank = owners.iter().position(|owner| *owner == peer).unwrap_or(owners.len());
         let (want, reason) = (Want::Owner { duty, again, can_read }, Reason::Owner { duty, rank });
@@ -390,9 +430,9 @@ impl Flight {
         let extent_bytes = self.limits.extent_bytes;
         let Some(record) = self.layers.get_mut(&layer) else { return };
         for run in chunks.iter() {
-            let extent = record.geometry.extent_of(run.start, extent_bytes);
-            if let Some(quest) = extent.and_then(|extent| record.quests.get_mut(&extent.start)) {
-                quest.again = true;
+            let Some(extent) = record.geometry.extent_of(run.start, extent_bytes) else { continue };
+            if let Some(quest) = record.quests.get_mut(&extent.start) {
+                quest.vain.insert_all(&chunks.within(extent));
             }
         }
     }

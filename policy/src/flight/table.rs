@@ -82,6 +82,8 @@ pub(super) struct Ask {
     pub(super) last_sign: Instant,
     /// When it brought something last; when it was sent, before that.
     pub(super) last_brought: Instant,
+    /// The peer has said that it works on it, and has brought nothing since.
+    pub(super) was_pending: bool,
     /// Longest silence before the lease ends.
     pub(super) silence: Duration,
     pub(super) lease_until: Instant,
@@ -97,12 +99,14 @@ impl Ask {
         self.lease_until = now + self.silence;
     }
 
-    /// Notes that the peer works on it. A word is a sign of life only for so long.
-    pub(super) fn renew_pending(&mut self, now: Instant, limits: &Limits) {
+    /// Notes that the peer works on it. A word is a sign of life only for so long: as long as `overtaken` says when what was asked of
+    /// others later has come from the registry.
+    pub(super) fn renew_pending(&mut self, now: Instant, overtaken: Option<Duration>, limits: &Limits) {
         self.first_sign.get_or_insert(now);
         self.last_sign = now;
+        self.was_pending = true;
         let patience = match self.is_waited_for() {
-            true => limits.pending_patience.demand,
+            true => overtaken.unwrap_or(Duration::MAX).min(limits.pending_patience.demand),
             false => limits.pending_patience.prefetch,
         };
         self.lease_until = (now + self.silence).min(self.progress_at() + patience).max(now);

@@ -1,6 +1,8 @@
 //! Who is asked about what nobody is known to have, and what others are answered, one rule at a time. What comes of many
 //! nodes with these rules is in `cluster`.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::event::{ClaimId, Ruling, Want};
 use crate::members::{Duty, Member, Members, ZoneNo};
@@ -157,13 +159,44 @@ fn a_registry_that_rests_by_the_word_of_an_owner_is_left_alone() {
     assert!(words(&node.wait(ms(200))).contains(&"spans 0..1".to_owned()));
 }
 
+/// Who is served of those who want chunks, and who is sent to whom.
+fn served_and_sent(actions: &[Action], claims: std::ops::RangeInclusive<u64>) -> (Vec<u64>, Vec<(u64, Vec<PeerNo>)>) {
+    let (mut served, mut sent) = (Vec::new(), Vec::new());
+    for no in claims {
+        match rulings(actions, ClaimId(no)).as_slice() {
+            [Ruling::Give(_)] => served.push(no),
+            [Ruling::Refer { peers, .. }] => sent.push((no, peers.clone())),
+            other => panic!("claim {no}: {other:?}"),
+        }
+    }
+    (served, sent)
+}
+
 #[test]
-fn an_owner_reads_for_the_first_and_refers_the_fifth() {
+fn an_owner_reads_once_for_a_crowd_and_serves_the_root_of_it() {
     let (mut node, _) = member_with_rank(Some(0));
-    let first = claim(&mut node, 1, PeerNo(1), 0..2, false);
-    assert_eq!(first, [Ruling::Give(Runs::one(0..2))]);
-    assert_eq!(node.flight.status().asks_origin, 1, "it reads the registry for it");
-    for no in 2..5 {
+    for no in 1..=36 {
+        assert_eq!(claim(&mut node, no, PeerNo(no as u32), 0..2, false), [], "{no}: it waits until it comes");
+    }
+    assert_eq!(node.flight.status().asks_origin, 1, "one reading for all");
+    let (served, sent) = served_and_sent(&node.arrived(0..2), 1..=36);
+    assert_eq!((served.len(), sent.len()), (6, 30));
+    let mut children: BTreeMap<PeerNo, usize> = BTreeMap::new();
+    for (no, peers) in &sent {
+        assert_eq!(peers.len(), 4, "{no}");
+        assert!(peers.iter().all(|peer| served.contains(&u64::from(peer.0))), "{no} is sent to {peers:?}");
+        peers.iter().for_each(|peer| *children.entry(*peer).or_default() += 1);
+    }
+    assert!(children.values().all(|count| *count == 30 * 4 / 6), "{children:?}");
+    // Chance decides who is served: whoever is first everywhere is not sent everybody.
+    assert_ne!(served, [1, 2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn an_owner_serves_the_first_four_of_what_is_here_and_refers_the_fifth() {
+    let (mut node, _) = member_with_rank(Some(0));
+    node.arrived(0..4);
+    for no in 1..5 {
         assert_eq!(claim(&mut node, no, PeerNo(no as u32), 0..2, false), [Ruling::Give(Runs::one(0..2))], "{no}");
     }
     let fifth = claim(&mut node, 5, PeerNo(5), 0..2, false);
@@ -171,16 +204,107 @@ fn an_owner_reads_for_the_first_and_refers_the_fifth() {
     assert_eq!((chunks, peers.len()), (&Runs::one(0..2), 4));
     // Whom it was sent to did not have it: it is served here.
     assert_eq!(claim(&mut node, 6, PeerNo(5), 0..2, true), [Ruling::Give(Runs::one(0..2))]);
-    assert_eq!(node.flight.status().asks_origin, 1, "one reading for all");
+    // Other chunks of the extent nobody was given yet.
+    assert_eq!(claim(&mut node, 7, PeerNo(6), 2..4, false), [Ruling::Give(Runs::one(2..4))]);
+}
+
+/// What made an owner the only source of a crowd that reads several runs of an extent.
+#[test]
+fn who_was_sent_away_is_sent_away_again_for_the_next_chunks() {
+    let (mut node, _) = member_with_rank(Some(0));
+    node.arrived(0..4);
+    for no in 1..5 {
+        claim(&mut node, no, PeerNo(no as u32), 0..4, false);
+    }
+    for (no, chunks) in [(5, 0..2), (6, 2..4)] {
+        let sent = claim(&mut node, no, PeerNo(5), chunks.clone(), false);
+        assert!(matches!(sent.as_slice(), [Ruling::Refer { .. }]), "{chunks:?}: {sent:?}");
+    }
 }
 
 #[test]
-fn a_promise_ends_with_the_ask_that_it_stands_on() {
+fn who_comes_back_is_sent_to_others_before_it_is_served() {
+    let (mut node, _) = member_with_rank(Some(0));
+    node.arrived(0..2);
+    for no in 1..5 {
+        claim(&mut node, no, PeerNo(no as u32), 0..2, false);
+    }
+    claim(&mut node, 5, PeerNo(5), 0..2, false);
+    assert_eq!(claim(&mut node, 6, PeerNo(5), 0..2, true), [Ruling::Give(Runs::one(0..2))], "nobody else is left");
+    let sent = claim(&mut node, 7, PeerNo(6), 0..2, false);
+    let [Ruling::Refer { peers, .. }] = sent.as_slice() else { panic!("{sent:?}") };
+    let other = (1..6).map(PeerNo).find(|peer| !peers.contains(peer)).expect("four of five were named");
+    let back = claim(&mut node, 8, PeerNo(6), 0..2, true);
+    assert_eq!(back, [Ruling::Refer { chunks: Runs::one(0..2), peers: vec![other] }]);
+    assert_eq!(claim(&mut node, 9, PeerNo(6), 0..2, true), [Ruling::Give(Runs::one(0..2))]);
+}
+
+#[test]
+fn what_waits_is_lacking_when_the_layer_is_closed() {
+    let (mut node, _) = member_with_rank(Some(0));
+    node.demand(0..2);
+    assert_eq!(claim(&mut node, 1, PeerNo(1), 0..2, false), []);
+    let ended = node.tell(Event::LayerClosed { layer: LAYER });
+    assert_eq!(rulings(&ended, ClaimId(1)), [Ruling::Lacks(Runs::one(0..2))]);
+}
+
+#[test]
+fn an_owner_that_is_refused_leaves_it_to_who_waits() {
     let (mut node, _) = member_with_rank(Some(0));
     let ask = the_ask(&node.demand(0..2));
-    assert_eq!(claim(&mut node, 1, PeerNo(1), 0..2, false), [Ruling::Give(Runs::one(0..2))]);
-    let ended = node.failed(ask, ErrorClass::NotFound);
-    assert_eq!(rulings(&ended, ClaimId(1)), [Ruling::Lacks(Runs::one(0..2))]);
+    for no in 1..4 {
+        assert_eq!(claim(&mut node, no, PeerNo(no as u32), 0..2, false), []);
+    }
+    let refused = node.failed(ask, ErrorClass::Denied);
+    assert_eq!(rulings(&refused, ClaimId(1)), [Ruling::Delegate(Runs::one(EXTENT))]);
+    for no in 2..4 {
+        let sent = rulings(&refused, ClaimId(no));
+        assert_eq!(sent, [Ruling::Refer { chunks: Runs::one(0..2), peers: vec![PeerNo(1)] }], "{no}");
+    }
+}
+
+/// What let two owners wait for each other for five seconds.
+#[test]
+fn an_owner_does_not_doubt_itself() {
+    let (mut node, owners) = member_with_rank(Some(1));
+    node.wait(ms(1000));
+    let asked = node.demand(0..2);
+    assert_eq!(words(&asked), [format!("peer {} 0..2", owners[0].0)]);
+    node.tell(Event::PeerHas { peer: owners[2], layer: LAYER, chunks: Runs::one(300..301) });
+    let actions = [node.wait(ms(251)), node.wait(ms(250))].concat();
+    assert_eq!(words(&actions), ["spans 0..1"], "not the third, who may be waiting for this one");
+}
+
+/// This node has asked the owner of an extent, which says that it works on it, and the owner of another one: whether that has
+/// brought something by then.
+fn owner_that_works_on_it(other_brings: bool) -> (Node, Vec<PeerNo>, Vec<Action>) {
+    let (mut node, owners) = member_with_rank(None);
+    let ask = the_ask(&node.demand(0..2));
+    node.wait(ms(100));
+    let later = node.demand(64..66);
+    assert_ne!(words(&later), [format!("peer {} 64..66", owners[0].0)], "another owner");
+    let mut actions = Vec::new();
+    for tenth in 2..12 {
+        for ask in [ask, the_ask(&later)] {
+            actions.extend(node.tell(Event::AskPending { ask, registry_rests: None }));
+        }
+        if other_brings && tenth == 3 {
+            node.arrived(64..66);
+        }
+        actions.extend(node.wait(ms(100)));
+    }
+    (node, owners, actions)
+}
+
+#[test]
+fn an_owner_whose_reading_is_overtaken_by_anothers_is_waited_for_a_second() {
+    let (mut node, owners, actions) = owner_that_works_on_it(true);
+    assert!(words(&actions).contains(&format!("peer {} 0..2", owners[1].0)), "{:?}", words(&actions));
+    let more = words(&node.demand(8..10));
+    assert_eq!(more, [format!("peer {} 8..10", owners[1].0)], "it rests");
+    // A registry that is slow for all is not read by all.
+    let (_, _, actions) = owner_that_works_on_it(false);
+    assert_eq!(words(&actions), [""; 0]);
 }
 
 #[test]
@@ -192,6 +316,9 @@ fn an_owner_without_the_layer_leaves_it_to_the_first_and_sends_the_others_there(
     assert_eq!(second, [Ruling::Refer { chunks: Runs::one(0..2), peers: vec![PeerNo(1)] }]);
     // The first has not read it.
     assert_eq!(claim(&mut node, 3, PeerNo(2), 0..2, true).len(), 1);
+    // Who comes back from the first does not take it from the second.
+    let sent = [Ruling::Refer { chunks: Runs::one(0..2), peers: vec![PeerNo(2)] }];
+    assert_eq!(claim(&mut node, 4, PeerNo(3), 0..2, true), sent);
     let want = Want::Owner { duty: Duty::Cluster, again: true, can_read: false };
     let (layer, chunks, class) = (LAYER, Runs::one(0..2), Class::Demand);
     let claimed = Event::Claimed { claim: ClaimId(9), peer: PeerNo(3), layer, chunks, extent: EXTENT, class, want };

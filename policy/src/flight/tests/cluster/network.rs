@@ -88,6 +88,8 @@ struct Open {
 struct Waiting {
     from: usize,
     ask: AskId,
+    /// What is not answered for yet, and of it what was given.
+    open: Runs,
     awaited: Runs,
 }
 
@@ -332,14 +334,15 @@ impl Cluster {
         match ruling {
             Ruling::Give(chunks) => {
                 waiting.awaited.insert_all(&chunks);
-                self.after(Duration::ZERO, no, Happening::Working { claim });
             }
             Ruling::Lacks(chunks) => {
                 waiting.awaited.remove_all(&chunks);
+                waiting.open.remove_all(&chunks);
                 self.post(no, from, self.now, answered(chunks, true));
             }
             Ruling::Refer { chunks, peers } => {
                 assert!(!peers.contains(&PeerNo(from as u32)) && !peers.is_empty(), "{from} is sent to {peers:?}");
+                waiting.open.remove_all(&chunks);
                 self.post(
                     no,
                     from,
@@ -349,6 +352,7 @@ impl Cluster {
                 self.post(no, from, self.now, answered(chunks, false));
             }
             Ruling::Delegate(chunks) => {
+                waiting.open.remove_all(&chunks);
                 self.post(no, from, self.now, Happening::Tell(Event::AskDelegated { ask, chunks: chunks.clone() }));
                 self.post(no, from, self.now, answered(chunks, false));
             }
@@ -373,6 +377,7 @@ impl Cluster {
         for waiting in machine.claims.values_mut() {
             let ready = waiting.awaited.intersection(&machine.have);
             waiting.awaited.remove_all(&ready);
+            waiting.open.remove_all(&ready);
             out.extend(ready.chunks().map(|chunk| (waiting.from, waiting.ask, chunk)).collect::<Vec<_>>());
         }
         for (from, ask, chunk) in out {
@@ -434,9 +439,12 @@ impl Cluster {
                 let missing = chunks.difference(&present);
                 if !missing.is_empty() {
                     let claim = ClaimId(self.next);
-                    self.machines[no].claims.insert(claim, Waiting { from, ask, awaited: Runs::new() });
+                    self.next += 1;
+                    let waiting = Waiting { from, ask, open: missing.clone(), awaited: Runs::new() };
+                    self.machines[no].claims.insert(claim, waiting);
                     let peer = PeerNo(from as u32);
                     self.tell(no, Event::Claimed { claim, peer, layer: LAYER, chunks: missing, extent, class, want });
+                    self.after(Duration::ZERO, no, Happening::Working { claim });
                 }
             }
             Happening::Data { ask, chunk } => {
@@ -448,9 +456,7 @@ impl Cluster {
             }
             Happening::Answered { ask, chunks, lacking } => self.answered(no, ask, &chunks, lacking),
             Happening::Working { claim } => {
-                if let Some(waiting) =
-                    self.machines[no].claims.get(&claim).filter(|waiting| !waiting.awaited.is_empty())
-                {
+                if let Some(waiting) = self.machines[no].claims.get(&claim).filter(|waiting| !waiting.open.is_empty()) {
                     let (from, ask) = (waiting.from, waiting.ask);
                     self.post(no, from, self.now, Happening::Tell(Event::AskPending { ask, registry_rests: None }));
                     self.after(PENDING, no, Happening::Working { claim });
