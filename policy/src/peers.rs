@@ -310,7 +310,10 @@ impl Peers {
 
     /// Whether the peer may be asked.
     pub fn readiness(&self, peer: PeerNo, class: Class, now: Instant, limits: &Limits) -> Readiness {
-        let Some(record) = self.seen(peer).filter(|_| self.is_usable(peer, now)) else { return Readiness::Gone };
+        let Some(record) = self.seen(peer) else { return Readiness::Gone };
+        if record.is_banned(now) || !(record.up || record.named || self.is_member(peer)) {
+            return Readiness::Gone;
+        }
         let rests = record.lost_until.max(record.slow_until);
         if rests > now {
             return Readiness::Resting(rests);

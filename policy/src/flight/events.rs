@@ -11,6 +11,7 @@ use super::{Flight, Turn};
 use crate::class::Class;
 use crate::event::{Action, AskId, Event, FailReason, OriginNo, PeerNo, ReadId, Source, Want};
 use crate::members::Duty;
+use crate::peers::Readiness;
 use crate::time::{Duration, Instant};
 
 impl Flight {
@@ -176,9 +177,12 @@ impl Flight {
     }
 
     fn peer_up(&mut self, peer: PeerNo) {
+        let before = self.peers.readiness(peer, Class::Demand, self.now, &self.limits);
         if !self.peers.up(peer, self.now, &self.limits) {
             return;
         }
+        // Of a member that is asked already the connection is no news.
+        let is_news = !matches!(before, Readiness::Ready | Readiness::Full | Readiness::Busy(_));
         // The newcomer may have what nobody had. A search that ended a moment ago is not repeated for each of many
         // peers that come up together.
         for record in self.layers.values_mut() {
@@ -188,9 +192,13 @@ impl Flight {
             {
                 record.lookup = Lookup::Never;
                 record.search_is_worth_waiting = true;
+                self.dirty = true;
+                record.quiet = None;
             }
         }
-        self.stir_all();
+        if is_news {
+            self.stir_all();
+        }
     }
 
     /// Ends all asks to a peer and forgets what it has.
