@@ -11,6 +11,7 @@ use hermes_image::ids::{ChunkRange, DiffId};
 use hermes_image::runs::Runs;
 use hermes_policy::geometry::LayerGeometry;
 use hermes_policy::profile::{Batch, Near, Prefetch, PrefetchLimits, PrefetchState, Profile};
+use tokio::time::MissedTickBehavior;
 
 use super::start::Start;
 use crate::fetch::{Class, FetchHandle, OpenLayer};
@@ -159,6 +160,9 @@ impl PrefetchJob {
             self.layers.iter().map(|layer| (layer.diff_id(), layer)).collect();
         let deadline = Instant::now() + PREFETCH_MAX;
         let (mut under_way, mut failures) = (FuturesUnordered::new(), 0);
+        // However often batches end: what is read meanwhile says what to fetch next.
+        let mut looks = tokio::time::interval(P::LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             loop {
                 let missing =
@@ -192,7 +196,7 @@ impl PrefetchJob {
                         return PrefetchEnd::Failed;
                     }
                 }
-                () = tokio::time::sleep(P::LOOK_EVERY) => plan.look(&self.start),
+                _ = looks.tick() => plan.look(&self.start),
             }
         }
     }
