@@ -13,7 +13,7 @@ use hermes_tests::kubernetes::Cluster;
 const DEADLINE: Duration = Duration::from_secs(90);
 const NAMESPACE: &str = "hermes-system";
 /// What `kubectl apply` takes without Helm, in the order of docs/kubernetes.md.
-const WITHOUT_HELM: [&str; 3] = ["deploy/crd", "deploy/rbac.yaml", "deploy/manifests"];
+const WITHOUT_HELM: [&str; 3] = ["deploy/chart/definitions", "deploy/rbac.yaml", "deploy/manifests"];
 
 pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -20,7 +20,7 @@ fn document() -> String {
          # Metrics\n\n\
          In Prometheus' text format, at `/metrics`. Counters begin at zero when the process starts. No metric is labelled by \
          image, layer, chunk or peer, so the number of series is fixed. Alerts and a dashboard that use them are in \
-         [`deploy/monitoring/`](../deploy/monitoring), what to do about each alert in [operations.md](operations.md#alerts).\n\n\
+         [`deploy/chart/monitoring/`](../deploy/chart/monitoring), what to do about each alert in [operations.md](operations.md#alerts).\n\n\
          ## A node\n\n\
          `hermes node --metrics-listen ADDR`.\n\n{}\n\
          ## The controller\n\n\

@@ -70,9 +70,9 @@ fn a_name_that_is_no_metric_is_found() {
 #[test]
 fn alerts_and_dashboard_name_what_there_is() -> Result<()> {
     let read = |path: &str| std::fs::read_to_string(root().join(path)).with_context(|| path.to_owned());
-    let alerts = read("deploy/monitoring/alerts.yaml")?;
+    let alerts = read("deploy/chart/monitoring/alerts.yaml")?;
     check(&alerts)?;
-    let dashboard: Value = serde_json::from_str(&read("deploy/monitoring/dashboard.json")?)?;
+    let dashboard: Value = serde_json::from_str(&read("deploy/chart/monitoring/dashboard.json")?)?;
     let panels = dashboard["panels"].as_array().context("no panels")?;
     let ids: BTreeSet<_> = panels.iter().filter_map(|panel| panel["id"].as_u64()).collect();
     ensure!(ids.len() == panels.len(), "two panels have one id");
@@ -85,7 +85,7 @@ fn alerts_and_dashboard_name_what_there_is() -> Result<()> {
     ensure!(expressions > 30, "only {expressions} expressions");
     check(&dashboard["templating"].to_string().replace('\\', ""))?;
     let operations = read("docs/operations.md")?;
-    let tests = read("deploy/monitoring/alerts_test.yaml")?;
+    let tests = read("deploy/chart/monitoring/alerts_test.yaml")?;
     for alert in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
         ensure!(
             operations.contains(&format!("| `{alert}` |")),
@@ -99,7 +99,7 @@ fn alerts_and_dashboard_name_what_there_is() -> Result<()> {
 #[test]
 fn promtool_takes_the_rules_and_sees_each_fire() -> Result<()> {
     let promtool = program("promtool")?;
-    let folder = root().join("deploy/monitoring");
+    let folder = root().join("deploy/chart/monitoring");
     run(Command::new(&promtool).current_dir(&folder).args(["check", "rules", "alerts.yaml"]))?;
     run(Command::new(&promtool).current_dir(&folder).args(["test", "rules", "alerts_test.yaml"])).map(drop)
 }

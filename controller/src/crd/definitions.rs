@@ -7,7 +7,7 @@ use kube::CustomResourceExt as _;
 
 use super::{HermesImage, HermesNode, HermesPolicy};
 
-/// A definition, and the file of `deploy/crd/` that holds it.
+/// A definition, and the file of `deploy/chart/definitions/` that holds it.
 #[derive(Debug, Clone)]
 pub struct Definition {
     /// The file's name.
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn the_files_are_what_the_types_say() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crd");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/chart/definitions");
         let there = std::fs::read_dir(&folder).expect("the folder").flatten();
         let there: BTreeSet<_> = there.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         let wanted = definitions();
