@@ -63,7 +63,7 @@ pub enum StoreError {
     },
     /// RocksDB failed.
     #[error(
-        "cannot {operation} the catalogue {}; if it stays so, stop Hermes and remove the store's folder \
+        "cannot {operation} the catalogue {}: {source}; if it stays so, stop Hermes and remove the store's folder \
          (what it holds is fetched again)", path.display()
     )]
     Catalogue {

@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use hermes_image::ids::DiffId;
 use hermes_image::index::chunks::ChunkTable;
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 
 use crate::artifacts::{TEMPORARY_PREFIX, artifact_of, sync_dir};
 use crate::bitmap::AtomicBitmap;
@@ -30,6 +32,8 @@ const BLOCK_LEN_BYTES: u64 = 512;
 pub struct RecoveryReport {
     /// Whether the last process ended without closing the store.
     pub unclean: bool,
+    /// Whether the end of the catalogue's log was damaged, as a power cut leaves it.
+    pub cut: bool,
     /// Layers that are open now.
     pub layers: u64,
     /// Layers whose record or chunk table was damaged or missing, and why. They are gone.
@@ -62,7 +66,8 @@ impl From<StoreError> for Trouble {
 
 /// Opens every layer and removes what belongs to none.
 pub(crate) fn recover(shared: &Arc<Shared>, found: Found) -> Result<RecoveryReport, StoreError> {
-    let mut report = RecoveryReport { unclean: found == Found::Unclean, ..RecoveryReport::default() };
+    let cut = found == Found::Cut;
+    let mut report = RecoveryReport { unclean: cut || found == Found::Unclean, cut, ..RecoveryReport::default() };
     recover_artifacts(shared, &mut report)?;
     for (diff_id, record) in shared.catalogue.layers()? {
         let number = record.as_ref().ok().map(|record| record.number);
@@ -149,7 +154,7 @@ fn open_registered(
         return Err(Trouble::Drop("its record and its chunk table disagree".to_owned()));
     }
     let path = shared.layer_path(diff_id);
-    let (file, durable) = match open_filled(shared, &path, record.number, &table)? {
+    let (file, durable) = match open_filled(shared, &path, record.number, &table, report.cut)? {
         Ok(parts) => parts,
         Err(reason) => {
             shared.catalogue.clear_presence(record.number)?;
@@ -164,12 +169,13 @@ fn open_registered(
     Ok(Layer::new(LayerParts { table, record, file, path, durable, last_uses }, Arc::clone(shared))?)
 }
 
-/// A layer's file and what it holds, or why that cannot be believed.
+/// A layer's file and what it holds, or why that cannot be believed; `is_cut` when the end of the log was lost.
 fn open_filled(
     shared: &Shared,
     path: &Path,
     number: u32,
     table: &ChunkTable,
+    is_cut: bool,
 ) -> Result<Result<(File, AtomicBitmap), String>, StoreError> {
     let file = match OpenOptions::new().read(true).write(true).open(path) {
         Ok(file) => file,
@@ -190,7 +196,34 @@ fn open_filled(
             return Ok(Err(error.to_string()));
         }
     }
+    if is_cut && has_hole(&file, &durable, table).map_err(StoreError::io("look for holes in", path))? {
+        return Ok(Err("the catalogue's log was damaged, and its file has holes where chunks should be".to_owned()));
+    }
     Ok(Ok((file, durable)))
+}
+
+/// Whether a chunk that is `present` lies in a hole of the file: it was evicted, and the log does not say so any more. A hole says
+/// nothing else.
+fn has_hole(file: &File, present: &AtomicBitmap, table: &ChunkTable) -> io::Result<bool> {
+    let len_bytes = table.logical_len_bytes();
+    let mut offset = 0;
+    while offset < len_bytes {
+        let hole = rustix::fs::seek(file, SeekFrom::Hole(offset))?;
+        if hole >= len_bytes {
+            break;
+        }
+        let data = match rustix::fs::seek(file, SeekFrom::Data(hole)) {
+            Ok(data) => data.min(len_bytes),
+            // Nothing but hole up to the end.
+            Err(Errno::NXIO) => len_bytes,
+            Err(error) => return Err(error.into()),
+        };
+        if !present.runs(table.covering(hole..data), true).is_empty() {
+            return Ok(true);
+        }
+        offset = data;
+    }
+    Ok(false)
 }
 
 /// Last uses as the catalogue has them. A page that cannot be is ignored: it only makes eviction less wise.
@@ -242,6 +275,7 @@ fn log(dir: &Path, report: &RecoveryReport) {
     tracing::info!(
         dir = %dir.display(),
         unclean = report.unclean,
+        cut = report.cut,
         layers = report.layers,
         temporary_files = report.temporary_files,
         orphan_layer_files = report.orphan_layer_files,

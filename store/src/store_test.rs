@@ -400,6 +400,50 @@ fn a_damaged_catalogue_is_a_clear_error() {
     }
 }
 
+/// Leaves the store as after a power cut in the midst of its last record.
+fn cut_log(fixture: &Fixture, store: Arc<Store>) {
+    Store::abandon(store);
+    let logs =
+        fs::read_dir(fixture.config.dir.join("catalogue")).expect("lists").map(|entry| entry.expect("an entry").path());
+    let log = logs.filter(|path| path.extension().is_some_and(|extension| extension == "log")).max().expect("a log");
+    let file = fs::File::options().read(true).write(true).open(log).expect("opens");
+    let end = file.metadata().expect("a file").len();
+    file.write_all_at(&[0; 4], end - 4).expect("damages");
+}
+
+#[test]
+fn a_log_that_a_power_cut_has_torn_is_believed_up_to_there() {
+    let (kept, lost) = (full_size(1), full_size(2));
+    let fixture = Fixture::new();
+    let store = fixture.open();
+    fill(&store, &kept);
+    store.sync().expect("syncs");
+    store.layer(&lost.table).expect("registers");
+    cut_log(&fixture, store);
+    let store = fixture.open();
+    let report = store.recovery();
+    assert!(report.cut && report.unclean && report.cleared.is_empty(), "{report:?}");
+    check(&store.open_layer(kept.table.diff_id()).expect("it was synced"), &kept);
+}
+
+#[test]
+fn chunks_that_were_evicted_do_not_come_back_with_a_torn_log() {
+    let ramp = full_size(1);
+    let fixture = Fixture::new();
+    let store = fixture.open();
+    let path = fill(&store, &ramp).path().to_path_buf();
+    store.sync().expect("syncs");
+    store.layer(&full_size(2).table).expect("registers");
+    // As if the record of the eviction was behind the damage.
+    let file = fs::File::options().write(true).open(path).expect("opens");
+    let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&file, flags, 65_536, 65_536).expect("punches");
+    cut_log(&fixture, store);
+    let store = fixture.open();
+    assert_eq!(store.recovery().cleared.len(), 1, "{:?}", store.recovery());
+    assert!(store.open_layer(ramp.table.diff_id()).expect("registered").present().is_empty());
+}
+
 #[test]
 fn orphans_go_and_foreign_files_stay() {
     let fixture = Fixture::new();

@@ -23,8 +23,10 @@
 //! so half a name is enough.
 //!
 //! All families share one log. It is synced where a caller needs durability ([`Durability::Synced`]) and once at the
-//! end of a sync round; what was written before in the log is then durable too. After a crash a torn last record is
-//! dropped; damage before the end is an error, because presence bits that were cleared there would come back.
+//! end of a sync round; what was written before in the log is then durable too. After a crash an incomplete last record is
+//! dropped. A power cut may also leave a record whose bytes are not all there: then the log is believed up to there, and
+//! since presence bits that were cleared behind it would come back if it was not the end, the recovery compares presence with
+//! the holes of the layers' files.
 
 mod places;
 mod presence;
@@ -35,8 +37,8 @@ use std::path::{Path, PathBuf};
 
 use hermes_image::ids::{ArtifactId, DiffId, Digest};
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, Direction, IteratorMode,
-    LogLevel, Options, SliceTransform, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, Direction, ErrorKind,
+    IteratorMode, LogLevel, Options, SliceTransform, WriteBatch, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 
@@ -109,6 +111,8 @@ pub(crate) enum Found {
     Clean,
     /// Its process ended without closing it.
     Unclean,
+    /// The end of its log is damaged, as a power cut leaves what was not synced yet; it is as it was before that.
+    Cut,
 }
 
 /// A layer's diffID with its record, or with what is wrong with that.
@@ -141,7 +145,7 @@ impl Catalogue {
             move |source| StoreError::Catalogue { operation, path, source }
         };
         let new = !path.join("CURRENT").exists();
-        let options = database_options();
+        let mut options = database_options();
         // A newer format may have more families; they are opened too, so that its version can be read and named.
         // RocksDB's own family is always there, and opened with buffers of 64 MiB unless it is named.
         let mut names: Vec<String> = FAMILIES.iter().chain(&["default"]).map(|name| (*name).to_owned()).collect();
@@ -150,16 +154,21 @@ impl Catalogue {
             names.extend(existing.into_iter().filter(|name| name != "default" && !FAMILIES.contains(&name.as_str())));
         }
         let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
-        let families: Vec<_> = names
-            .into_iter()
-            .map(|name| {
-                let options = family_options(&name, &cache);
-                ColumnFamilyDescriptor::new(name, options)
-            })
-            .collect();
-        let db = DB::open_cf_descriptors(&options, &path, families).map_err(failed("open"))?;
+        let families = || {
+            let family = |name: &String| ColumnFamilyDescriptor::new(name, family_options(name, &cache));
+            names.iter().map(family).collect::<Vec<_>>()
+        };
+        let (db, is_cut) = match DB::open_cf_descriptors(&options, &path, families()) {
+            Err(error) if error.kind() == ErrorKind::Corruption => {
+                tracing::warn!(%error, "the catalogue's log is damaged; it is taken as it was before that");
+                options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+                (DB::open_cf_descriptors(&options, &path, families()).map_err(failed("open"))?, true)
+            }
+            opened => (opened.map_err(failed("open"))?, false),
+        };
         let catalogue = Self { db, path };
         let found = catalogue.check_format(dir)?;
+        let found = if is_cut { Found::Cut } else { found };
         Ok((catalogue, found))
     }
 
