@@ -159,7 +159,7 @@ impl Node {
 
     /// The peers that this node is connected to.
     pub fn peers(&self) -> Vec<PeerId> {
-        self.inner.client.shared.peers.read().iter().copied().collect()
+        self.inner.client.shared.connected()
     }
 
     /// Bytes of chunks that went to `peer` since the node started, as they were sent.

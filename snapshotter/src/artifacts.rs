@@ -234,6 +234,8 @@ impl Artifacts {
                     not_given = NotGiven::Denied;
                     Refused { is_lie: false, reason: error.to_string() }
                 }
+                // One that was banned while it was asked is banned already.
+                Err(error @ ExchangeError::Unreachable { .. }) => Refused { is_lie: false, reason: error.to_string() },
                 Err(error) => Refused { is_lie: error.class() == ErrorClass::PeerFault, reason: error.to_string() },
             };
             next_at = Instant::now();

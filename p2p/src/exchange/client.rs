@@ -22,6 +22,7 @@ use super::codec::{
 };
 use super::compress::Codecs;
 use super::error::ExchangeError;
+use super::linked::Linked;
 use super::pool::{PeerSession, Pool, Slot};
 use super::proofs::Proofs;
 use super::session::{Session, SessionError};
@@ -251,7 +252,8 @@ impl Client {
             OpenStreamError::Io(source) => ExchangeError::Disconnected { peer, source },
             other => ExchangeError::Disconnected { peer, source: std::io::Error::other(other.to_string()) },
         })?;
-        let mut session = Session::new(stream);
+        let lost = || ExchangeError::Disconnected { peer, source: std::io::ErrorKind::NotConnected.into() };
+        let mut session = Session::new(Linked::new(stream, self.shared.gone(&peer).ok_or_else(lost)?));
         let mut hello = Vec::new();
         Request::Hello { version: VERSION }.encode(&mut hello);
         let left = deadline.saturating_duration_since(Instant::now());
@@ -271,7 +273,7 @@ impl Client {
 
     /// Sees that there is a connection to `peer`.
     async fn reach(&self, peer: PeerId, deadline: Instant) -> Result<(), ExchangeError> {
-        if self.shared.peers.read().contains(&peer) {
+        if self.shared.is_connected(&peer) {
             return Ok(());
         }
         let (reply, answer) = oneshot::channel();

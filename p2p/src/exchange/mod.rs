@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`codec`] | frames and messages, pure |
 //! | `session` | frames over a stream, with limits and times |
+//! | `linked` | a stream that breaks with its connection |
 //! | `compress` | zstd on the wire |
 //! | `limits` | what others may take from this node |
 //! | [`desk`] | who decides about chunks that are not simply here |
@@ -26,6 +27,7 @@ mod answering;
 pub(crate) mod client;
 pub(crate) mod compress;
 pub(crate) mod limits;
+pub(crate) mod linked;
 pub(crate) mod pool;
 pub(crate) mod progress;
 pub(crate) mod proofs;

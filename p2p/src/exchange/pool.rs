@@ -14,11 +14,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::codec::Class;
+use super::linked::Linked;
 use super::session::Session;
 use crate::config::DownloadLimits;
 
 /// A session over a libp2p stream.
-pub(crate) type PeerSession = Session<Stream>;
+pub(crate) type PeerSession = Session<Linked<Stream>>;
 
 #[derive(Debug)]
 struct Idle {

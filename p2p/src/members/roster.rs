@@ -143,12 +143,12 @@ impl Roster {
     }
 
     pub(crate) fn is_connected(&self, peer: &PeerId) -> bool {
-        self.shared.peers.read().contains(peer)
+        self.shared.is_connected(peer)
     }
 
     /// All peers that this node is connected to.
     pub(crate) fn connected(&self) -> Vec<PeerId> {
-        self.shared.peers.read().iter().copied().collect()
+        self.shared.connected()
     }
 
     pub(crate) fn is_member(&self, peer: &PeerId) -> bool {
@@ -162,7 +162,7 @@ impl Roster {
 
     /// Shows the list as it is now to whoever watches it, if it has changed.
     pub(crate) fn publish(&self) {
-        let connected = self.shared.peers.read().clone();
+        let connected: BTreeSet<PeerId> = self.shared.connected();
         // Locked until it is shown, so that an older list cannot overtake a newer one.
         let table = self.table.lock();
         let list = table.list(|peer| connected.contains(peer));
@@ -355,7 +355,7 @@ impl Roster {
 
     /// Removes who has not answered in time, and whose certificate has ended. Says where they were.
     pub(crate) fn sweep(&self) -> Vec<(PeerId, Arc<SignedEntry>)> {
-        let connected = self.shared.peers.read().clone();
+        let connected: BTreeSet<PeerId> = self.shared.connected();
         let left = self.table.lock().sweep(Instant::now(), unix_now(), |peer| connected.contains(peer));
         if !left.is_empty() {
             self.touch();

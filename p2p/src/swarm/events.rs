@@ -70,11 +70,7 @@ impl Owner {
         if count > 1 {
             return;
         }
-        let first = {
-            let mut peers = self.shared.peers.write();
-            peers.insert(peer);
-            peers.len() == 1
-        };
+        let first = self.shared.up(peer);
         // Nobody may be listening, which is no error.
         let _ = self.shared.events.send(PeerEvent::Up(peer));
         tracing::debug!(%peer, "peer is up");
@@ -99,7 +95,7 @@ impl Owner {
     }
 
     fn on_lost(&mut self, peer: PeerId) {
-        self.shared.peers.write().remove(&peer);
+        self.shared.down(&peer);
         let _ = self.shared.events.send(PeerEvent::Down(peer));
         tracing::debug!(%peer, "peer is down");
         self.seeds.lost(&peer, Instant::now(), rand::random());

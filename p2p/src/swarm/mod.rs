@@ -7,7 +7,7 @@
 mod commands;
 mod events;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,7 +82,8 @@ pub(crate) enum Command {
 /// What everybody may read without asking the owner task, which alone writes it.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) peers: RwLock<BTreeSet<PeerId>>,
+    /// The peers that this node is connected to, each with what is cancelled when the last connection to it is gone.
+    links: RwLock<BTreeMap<PeerId, CancellationToken>>,
     pub(crate) listen: RwLock<Vec<Multiaddr>>,
     /// The addresses that others are told.
     pub(crate) announced: watch::Sender<Vec<Multiaddr>>,
@@ -93,7 +94,36 @@ impl Shared {
     pub(crate) fn new() -> Self {
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let (announced, _) = watch::channel(Vec::new());
-        Self { peers: RwLock::default(), listen: RwLock::default(), announced, events }
+        Self { links: RwLock::default(), listen: RwLock::default(), announced, events }
+    }
+
+    /// Whether there is a connection to `peer`.
+    pub(crate) fn is_connected(&self, peer: &PeerId) -> bool {
+        self.links.read().contains_key(peer)
+    }
+
+    /// All peers that there is a connection to.
+    pub(crate) fn connected<C: FromIterator<PeerId>>(&self) -> C {
+        self.links.read().keys().copied().collect()
+    }
+
+    /// What is cancelled when the last connection to `peer` is gone; `None` when there is none.
+    pub(crate) fn gone(&self, peer: &PeerId) -> Option<CancellationToken> {
+        self.links.read().get(peer).cloned()
+    }
+
+    /// There is a connection to `peer` now. Whether it is the only peer.
+    fn up(&self, peer: PeerId) -> bool {
+        let mut links = self.links.write();
+        links.entry(peer).or_default();
+        links.len() == 1
+    }
+
+    /// The last connection to `peer` is gone.
+    fn down(&self, peer: &PeerId) {
+        if let Some(gone) = self.links.write().remove(peer) {
+            gone.cancel();
+        }
     }
 }
 
@@ -208,7 +238,9 @@ impl Owner {
             }
             self.on_time(Instant::now());
         }
-        self.shared.peers.write().clear();
+        for (_, gone) in std::mem::take(&mut *self.shared.links.write()) {
+            gone.cancel();
+        }
         self.shared.listen.write().clear();
     }
 

@@ -302,6 +302,24 @@ async fn a_banned_peer_is_cut_off_and_comes_back_when_the_ban_ends() {
     asker.node.have(holder.peer(), &layer.table, deadline()).await.expect("is back");
 }
 
+/// Yamux does not wake the readers of a connection that this end closes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_that_waits_for_a_peer_ends_when_the_peer_is_banned() {
+    let (holder, asker) = (start(|_| {}).await, start(|config| config.download.stall_timeout = 10 * PATIENCE).await);
+    let layer = Layer::new(16, 4, 4096, Look::Text);
+    holder.made.add(&layer, layer.all());
+    holder.made.hold(layer.table.diff_id());
+    asker.meet(&holder).await;
+    let asking = Asking::here(layer.all(), Class::Demand);
+    let fetch = asker.node.fetch(holder.peer(), &layer.table, asking, Instant::now() + 10 * PATIENCE);
+    let got = spawn_collect(fetch, &layer);
+    holder.made.wait_for_held(1).await;
+    asker.node.ban(holder.peer(), Duration::from_secs(3600)).await.expect("bans");
+    let got = timeout(PATIENCE, got).await.expect("ends at once").expect("no panic");
+    assert!(matches!(got.error, Some(ExchangeError::Disconnected { .. })), "{got:?}");
+    holder.made.release();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shutdown_ends_transfers_with_an_error() {
     let (holder, asker) = (start(|_| {}).await, start(|_| {}).await);
