@@ -30,6 +30,8 @@ pub(super) struct Quiet {
     wake: Option<Instant>,
     /// Peers that have or own something and could not be asked.
     taken: BTreeSet<PeerNo>,
+    /// Those of them that had no room, for whom others were not asked.
+    full: Vec<PeerNo>,
     /// The registry had no room.
     origin: bool,
     /// Nor had the disk.
@@ -116,9 +118,12 @@ impl Flight {
         let Some(survey) = self.surveyed(layer, Class::Prefetch, now) else { return };
         let Passed { wake, mut taken, wanted, .. } = passed;
         taken.extend(survey.later());
+        let is_full =
+            |peer: &PeerNo| self.peers.readiness(*peer, Class::Prefetch, now, &self.limits) == Readiness::Full;
         let quiet = Quiet {
             until: now + self.limits.prefetch_pause,
             wake,
+            full: taken.iter().copied().filter(is_full).collect(),
             taken,
             origin: survey.origin == OriginOffer::Later,
             local: !survey.local,
@@ -134,13 +139,15 @@ impl Flight {
         let Some(record) = self.layers.get_mut(&layer) else { return false };
         let Some(quiet) = record.quiet.take() else { return false };
         let peers = &self.peers;
-        let ready = |peer: &PeerNo| peers.readiness(*peer, Class::Prefetch, now, &self.limits) == Readiness::Ready;
+        let readiness = |peer: &PeerNo| peers.readiness(*peer, Class::Prefetch, now, &self.limits);
         let copies =
             quiet.local && !record.local.is_empty() && self.local.has_room(Class::Prefetch, &self.limits.local);
         let stays = now < quiet.until
             && quiet.wake.is_none_or(|at| at > now)
             && !copies
-            && !quiet.taken.iter().any(ready)
+            && !quiet.taken.iter().any(|peer| readiness(peer) == Readiness::Ready)
+            // Who has failed meanwhile rests, and others are to be asked.
+            && quiet.full.iter().all(|peer| readiness(peer) == Readiness::Full)
             && !(quiet.origin && matches!(self.origin_offer(layer, Class::Prefetch, true, now), OriginOffer::Ready(_)));
         if stays {
             quiet.wake.into_iter().for_each(|at| self.wake_at(at));
