@@ -419,6 +419,7 @@ mod tests {
             newest_seconds: 1,
             layers: vec![DiffId([9; 32]), last.diff_id],
             steps: vec![step(1, 4..7), step(0, 0..2), step(1, last.geometry.chunk_count()..u32::MAX)],
+            donors: Vec::new(),
         };
         let shape = Shape::of_index("with a profile".to_owned(), layers(), Some(&profile));
         assert_eq!(shape.reads, [Read { layer: 2, chunks: 4..7 }]);

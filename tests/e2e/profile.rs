@@ -204,6 +204,38 @@ fn the_next_version_starts_by_the_profile_of_the_last_one() -> Result<()> {
     daemon.stop().map(drop)
 }
 
+/// Most chunks of a layer that was rebuilt are those of the last version's, which others have under its name.
+#[test]
+fn what_did_not_change_comes_from_who_has_the_last_version() -> Result<()> {
+    let versions = Versions::new("profile-donor")?;
+    let first = versions.recorded("first")?;
+    let peer = wait_for("an address", HANG, || first.status().ok()?.listen.into_iter().next())?;
+    let v1 = versions.registry.image("v1");
+    let file = versions.scratch.path().join("profile");
+    let file = file.to_str().context("UTF-8")?;
+    let output = first.run(&["profile", "export", &v1, "--output", file])?;
+    ensure!(output.status.success(), "export: {}", String::from_utf8_lossy(&output.stderr));
+    // It knows the old version, and has nothing of it.
+    let second = versions.daemon("second")?;
+    let dir = versions.mount(&second, "second", "v1", &[])?;
+    let output = second.run(&["profile", "import", &v1, file])?;
+    ensure!(output.status.success(), "import: {}", String::from_utf8_lossy(&output.stderr));
+    unmount(&second, &dir)?;
+    let dir = versions.mount(&second, "second", "v2", &["--peer", &peer])?;
+    let start = fetched_ahead(&second)?;
+    ensure!(start.profile == Some(ProfileOrigin::EarlierVersion), "{start:?}");
+    let sources = second.sources()?;
+    ensure!((sources.registry_wire_bytes, sources.peer_bytes) == (0, start.prefetched_bytes), "{sources:?}");
+    versions.registry.always(Fault::Hang);
+    read(&dir, READ)?;
+    versions.registry.always(Fault::Pass);
+    read(&dir, &["app/new", "app/changed"])?;
+    // What the old one does not have.
+    ensure!(second.sources()?.registry_bytes >= 1_800_000, "{:?}", second.sources()?);
+    second.stop()?;
+    first.stop().map(drop)
+}
+
 #[test]
 fn a_crash_loses_the_record_under_way_and_no_other() -> Result<()> {
     let versions = Versions::new("profile-crash")?;
@@ -236,7 +268,7 @@ fn a_wrong_profile_costs_bytes_at_most() -> Result<()> {
     let mut layers = good.layers.clone();
     layers.push(hermes_image::ids::DiffId([7; 32]));
     let steps = (0..layers.len() as u16).map(|layer| step(layer, 0..70_000)).collect();
-    let hostile = Profile { records: 255, newest_seconds: u64::MAX, layers, steps };
+    let hostile = Profile { records: 255, newest_seconds: u64::MAX, layers, steps, donors: Vec::new() };
     for (name, bytes) in [("hostile", codec::encode(&hostile)), ("garbage", b"HPRF\x01\xff\xff".to_vec())] {
         folder.put_profile(report.manifest, &bytes)?;
         let daemon = versions.daemon(name)?;

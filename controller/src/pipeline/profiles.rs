@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use hermes_image::ids::{ArtifactId, ChunkNo, DiffId};
+use hermes_image::ids::{ArtifactId, DiffId};
 use hermes_image::index::chunks::ChunkTable;
 use hermes_image::index::toc::Toc;
 use hermes_image::statement::{LayerStatement, Statement, signers};
@@ -107,13 +107,9 @@ impl Version {
 
 fn carry(old: &Profile, before: &Version, now: &Version) -> Profile {
     let tables: BTreeMap<DiffId, &ChunkTable> = before.tables.iter().map(|table| (table.diff_id(), table)).collect();
-    let old_id = |layer: DiffId, chunk: u32| {
-        let table = tables.get(&layer)?;
-        (chunk < table.count()).then(|| table.chunk_id(ChunkNo(chunk)))
-    };
     let (files_before, files_now) = (before.files(), now.files());
     let paths = PathMap::new(files_before.iter(), files_now.iter());
-    carry_over(old, old_id, &now.tables.iter().collect::<Vec<_>>(), &paths)
+    carry_over(old, |layer| tables.get(&layer).copied(), &now.tables.iter().collect::<Vec<_>>(), &paths)
 }
 
 #[cfg(test)]
@@ -164,6 +160,9 @@ mod tests {
             let wanted = chunks_of(&now, path);
             assert!(!wanted.is_empty() && wanted.iter().all(|chunk| found.contains(chunk)), "{path:?}: {found:?}");
         }
+        // Who has the earlier version can give what is in both.
+        let donors: Vec<_> = carried.donors.iter().map(|donor| donor.diff_id).collect();
+        assert_eq!(donors, [before.tables[0].diff_id()]);
         // What is read of neither: the headers between files, of which some are the same in both.
         assert!(found.len() as u32 <= now.tables[0].count());
         // Of an earlier version that nobody knows any more, only shared layers say something.

@@ -3,6 +3,9 @@
 //! A layer that both have is the same under the same numbers. A chunk of another layer is looked for by its name: chunk
 //! boundaries follow files, so files that did not change are the same chunks, wherever they are. What was rebuilt has other
 //! names, and is found by path ([`super::paths`]): the chunk at the same place of the file of the same name.
+//!
+//! Who has the earlier version has the chunks that were found by their names, in layers that the new one does not have: the
+//! carried profile says which ([`Donor`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,15 +13,15 @@ use hermes_image::ids::{ChunkId, ChunkNo, DiffId};
 use hermes_image::index::chunks::ChunkTable;
 
 use super::paths::PathMap;
-use super::{LAYERS_MAX, Profile, Step};
+use super::{DONORS_MAX, Donor, LAYERS_MAX, Profile, Step};
 
-/// `old` in terms of an image whose layers have the tables `new`, lowest first. `old_id` names a chunk of the old image, as
-/// far as its tables are still known; `paths` knows the files of both, where somebody has looked.
+/// `old` in terms of an image whose layers have the tables `new`, lowest first. `old_table` gives those of the old image, as
+/// far as they are still known; `paths` knows the files of both, where somebody has looked.
 ///
 /// Steps keep their order, times and weights; what is found nowhere is left out. No chunk is in two steps.
-pub fn carry_over(
+pub fn carry_over<'a>(
     old: &Profile,
-    old_id: impl Fn(DiffId, u32) -> Option<ChunkId>,
+    old_table: impl Fn(DiffId) -> Option<&'a ChunkTable>,
     new: &[&ChunkTable],
     paths: &PathMap,
 ) -> Profile {
@@ -27,19 +30,25 @@ pub fn carry_over(
     let named = names(old, &places, new);
     let mut taken = BTreeSet::new();
     let mut steps: Vec<Step> = Vec::new();
+    let mut given: BTreeMap<Donor, usize> = BTreeMap::new();
     for step in &old.steps {
         let Some(layer) = old.layers.get(usize::from(step.layer)) else { continue };
+        let table = old_table(*layer);
         for chunk in step.chunks.clone() {
-            let by_name = || old_id(*layer, chunk).and_then(|id| named.get(&id).copied());
-            let found: Vec<(u16, u32)> = match places.get(layer) {
+            let mut by_name = || {
+                let table = table.filter(|table| chunk < table.count())?;
+                let (layer, chunk) = *named.get(&table.chunk_id(ChunkNo(chunk)))?;
+                let donor = Donor { layer, diff_id: table.diff_id(), table: table.id() };
+                *given.entry(donor).or_default() += 1;
+                Some(vec![(layer, chunk)])
+            };
+            let by_path = || {
+                let same = paths.places(*layer, chunk).into_iter();
+                same.filter_map(|(layer, chunk)| Some((*places.get(&layer)?, chunk))).collect()
+            };
+            let found = match places.get(layer) {
                 Some(place) => vec![(*place, chunk)],
-                None => by_name().map_or_else(
-                    || {
-                        let same = paths.places(*layer, chunk).into_iter();
-                        same.filter_map(|(layer, chunk)| Some((*places.get(&layer)?, chunk))).collect()
-                    },
-                    |found| vec![found],
-                ),
+                None => by_name().unwrap_or_else(by_path),
             };
             for (place, chunk) in found {
                 let exists = new.get(usize::from(place)).is_some_and(|table| chunk < table.count());
@@ -50,7 +59,18 @@ pub fn carry_over(
         }
     }
     let layers = new.iter().take(LAYERS_MAX).map(|table| table.diff_id()).collect();
-    Profile { records: old.records, newest_seconds: old.newest_seconds, layers, steps }.fitted()
+    let Profile { records, newest_seconds, .. } = *old;
+    Profile { records, newest_seconds, layers, steps, donors: most_giving(given) }.fitted()
+}
+
+/// Those that give the most.
+fn most_giving(given: BTreeMap<Donor, usize>) -> Vec<Donor> {
+    let mut given: Vec<(Donor, usize)> = given.into_iter().collect();
+    given.sort_by_key(|(_, chunks)| std::cmp::Reverse(*chunks));
+    given.truncate(DONORS_MAX);
+    let mut donors: Vec<Donor> = given.into_iter().map(|(donor, _)| donor).collect();
+    donors.sort();
+    donors
 }
 
 /// Where each name is that the layers have which `old` does not know; of several places the lowest.

@@ -1,7 +1,7 @@
 //! How records and profiles are written. One form for each, with a version, and bounds that are checked before anything is
 //! allocated.
 //!
-//! A **profile** (version 1), at most [`PROFILE_LEN_MAX_BYTES`]:
+//! A **profile** (version 1; 2 with donors), at most [`PROFILE_LEN_MAX_BYTES`]:
 //!
 //! | field | size |
 //! |---|---|
@@ -11,6 +11,7 @@
 //! | number of layers, and their diffIDs | number, 32 bytes each |
 //! | number of steps | number |
 //! | each step: layer, first chunk, number of chunks, time, weight, spread | numbers |
+//! | version 2: number of donors, 1 to 16; each: layer, diffID, chunk table | number; number, 32 bytes, 32 bytes |
 //!
 //! A **record** (version 1) has `HSTR`, the version, the seconds and the layers in the same way, then the number of touches,
 //! and for each: layer, first chunk, number of chunks, time, and one byte: bits 0 and 1 the source, bit 2 whether a reader
@@ -19,20 +20,22 @@
 //! Numbers are LEB128 as in [`hermes_image::runs`]. First chunks and times are written as the difference to the end, and to
 //! the time, of the step before, with the sign in the lowest bit.
 
-use hermes_image::ids::DiffId;
+use hermes_image::ids::{ArtifactId, DiffId};
 use hermes_image::index::chunks::CHUNK_COUNT_MAX;
 use hermes_image::runs::{Runs, put_varint, take_varint};
 use thiserror::Error;
 
 use super::{
-    CHUNKS_MAX, LAYERS_MAX, PROFILE_LEN_MAX_BYTES, Profile, RECORD_LEN_MAX_BYTES, RECORDS_MAX, START_MAX_MS,
-    StartRecord, Step, TOUCHES_MAX, Touch, TouchSource,
+    CHUNKS_MAX, DONORS_MAX, Donor, LAYERS_MAX, PROFILE_LEN_MAX_BYTES, Profile, RECORD_LEN_MAX_BYTES, RECORDS_MAX,
+    START_MAX_MS, StartRecord, Step, TOUCHES_MAX, Touch, TouchSource,
 };
 
 const PROFILE_MAGIC: &[u8; 4] = b"HPRF";
 const RECORD_MAGIC: &[u8; 4] = b"HSTR";
 const LIST_MAGIC: &[u8; 4] = b"HSTL";
 const VERSION: u8 = 1;
+/// Of profiles with donors.
+const VERSION_DONORS: u8 = 2;
 /// Shortest encoding of a step or touch, in bytes: what a count promises cannot be more than the bytes hold.
 const ENTRY_LEN_MIN_BYTES: usize = 5;
 const WAITED: u8 = 1 << 2;
@@ -44,7 +47,7 @@ pub enum ProfileError {
     #[error("not a {0}")]
     Magic(&'static str),
     /// A version that this build does not know.
-    #[error("version {0} of start profiles is not known; version {VERSION} is")]
+    #[error("version {0} of start profiles is not known; versions up to {VERSION_DONORS} are")]
     Version(u8),
     /// More bytes than one may have.
     #[error("a start profile of {len_bytes} bytes, where {limit_bytes} are allowed")]
@@ -63,7 +66,8 @@ pub enum ProfileError {
 pub fn encode(profile: &Profile) -> Vec<u8> {
     let mut out = Vec::with_capacity(64 + 32 * profile.layers.len() + 8 * profile.steps.len());
     out.extend_from_slice(PROFILE_MAGIC);
-    out.extend_from_slice(&[VERSION, profile.records]);
+    let version = if profile.donors.is_empty() { VERSION } else { VERSION_DONORS };
+    out.extend_from_slice(&[version, profile.records]);
     put_varint(&mut out, profile.newest_seconds);
     put_layers(&mut out, &profile.layers);
     put_varint(&mut out, profile.steps.len() as u64);
@@ -72,6 +76,14 @@ pub fn encode(profile: &Profile) -> Vec<u8> {
         last.put(&mut out, step.layer, (step.chunks.start, step.chunks.end), step.at_ms);
         out.push(step.weight);
         put_varint(&mut out, u64::from(step.spread_ms));
+    }
+    if version == VERSION_DONORS {
+        put_varint(&mut out, profile.donors.len() as u64);
+        for donor in &profile.donors {
+            put_varint(&mut out, u64::from(donor.layer));
+            out.extend_from_slice(&donor.diff_id.0);
+            out.extend_from_slice(&donor.table.0);
+        }
     }
     out
 }
@@ -86,7 +98,7 @@ pub(super) fn encoded_len(profile: &Profile) -> usize {
 /// When the bytes are none, of another version, too long, or have a second encoding.
 pub fn decode(bytes: &[u8]) -> Result<Profile, ProfileError> {
     let limit_bytes = PROFILE_LEN_MAX_BYTES;
-    let mut parts = Parts::open(bytes, PROFILE_MAGIC, "start profile", limit_bytes)?;
+    let (mut parts, version) = Parts::open(bytes, PROFILE_MAGIC, "start profile", limit_bytes, VERSION_DONORS)?;
     let records = parts.byte("number of records")?;
     if records == 0 {
         return Err(ProfileError::Malformed("number of records"));
@@ -105,8 +117,9 @@ pub fn decode(bytes: &[u8]) -> Result<Profile, ProfileError> {
         }
         steps.push(Step { layer, chunks: chunks.0..chunks.1, at_ms, weight, spread_ms: spread_ms as u32 });
     }
+    let donors = if version == VERSION_DONORS { parts.donors(layers.len())? } else { Vec::new() };
     parts.end()?;
-    Ok(Profile { records, newest_seconds, layers, steps })
+    Ok(Profile { records, newest_seconds, layers, steps, donors })
 }
 
 /// The encoding of a record.
@@ -132,7 +145,7 @@ pub fn encode_record(record: &StartRecord) -> Vec<u8> {
 /// # Errors
 /// When the bytes are none, of another version, too long, or have a second encoding.
 pub fn decode_record(bytes: &[u8]) -> Result<StartRecord, ProfileError> {
-    let mut parts = Parts::open(bytes, RECORD_MAGIC, "record of a start", RECORD_LEN_MAX_BYTES)?;
+    let (mut parts, _) = Parts::open(bytes, RECORD_MAGIC, "record of a start", RECORD_LEN_MAX_BYTES, VERSION)?;
     let ended_seconds = parts.number("time")?;
     let layers = parts.layers()?;
     let count = parts.entries("number of touches", TOUCHES_MAX)?;
@@ -172,7 +185,7 @@ pub fn encode_records(records: &[StartRecord]) -> Vec<u8> {
 /// When the bytes are none, or one of the records is.
 pub fn decode_records(bytes: &[u8]) -> Result<Vec<StartRecord>, ProfileError> {
     let limit_bytes = RECORDS_MAX * (RECORD_LEN_MAX_BYTES + 8);
-    let mut parts = Parts::open(bytes, LIST_MAGIC, "list of records of starts", limit_bytes)?;
+    let (mut parts, _) = Parts::open(bytes, LIST_MAGIC, "list of records of starts", limit_bytes, VERSION)?;
     let count = parts.count("number of records", RECORDS_MAX)?;
     let mut records = Vec::with_capacity(count);
     for _ in 0..count {
@@ -252,13 +265,20 @@ struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    fn open(bytes: &'a [u8], magic: &[u8; 4], what: &'static str, limit_bytes: usize) -> Result<Self, ProfileError> {
+    /// What comes after the version, and that.
+    fn open(
+        bytes: &'a [u8],
+        magic: &[u8; 4],
+        what: &'static str,
+        limit_bytes: usize,
+        newest: u8,
+    ) -> Result<(Self, u8), ProfileError> {
         if bytes.len() > limit_bytes {
             return Err(ProfileError::TooLong { len_bytes: bytes.len(), limit_bytes });
         }
         let rest = bytes.strip_prefix(magic).ok_or(ProfileError::Magic(what))?;
         match rest.split_first() {
-            Some((&VERSION, bytes)) => Ok(Self { bytes }),
+            Some((version, bytes)) if (VERSION..=newest).contains(version) => Ok((Self { bytes }, *version)),
             Some((version, _)) => Err(ProfileError::Version(*version)),
             None => Err(ProfileError::Magic(what)),
         }
@@ -298,6 +318,25 @@ impl<'a> Parts<'a> {
         self.bytes = &self.bytes[32 * count..];
         let (layers, _) = bytes.as_chunks::<32>();
         Ok(layers.iter().map(|layer| DiffId(*layer)).collect())
+    }
+
+    fn donors(&mut self, layers: usize) -> Result<Vec<Donor>, ProfileError> {
+        let malformed = ProfileError::Malformed("list of donors");
+        let count = self.count("number of donors", DONORS_MAX)?;
+        let mut donors = Vec::with_capacity(count);
+        for _ in 0..count {
+            // It fits: there are at most LAYERS_MAX layers.
+            let layer = self.count("layer of a donor", layers.saturating_sub(1))? as u16;
+            donors.push(Donor { layer, diff_id: DiffId(self.name()?), table: ArtifactId(self.name()?) });
+        }
+        let is_one_form = layers > 0 && !donors.is_empty() && donors.is_sorted_by(|one, next| one < next);
+        if is_one_form { Ok(donors) } else { Err(malformed) }
+    }
+
+    fn name(&mut self) -> Result<[u8; 32], ProfileError> {
+        let (name, rest) = self.bytes.split_first_chunk().ok_or(ProfileError::Malformed("name"))?;
+        self.bytes = rest;
+        Ok(*name)
     }
 
     fn end(&self) -> Result<(), ProfileError> {

@@ -121,7 +121,8 @@ fn steps(merged: Vec<Merged>, records: u8, newest_seconds: u64) -> Profile {
         placed.push((chunk.place, step));
     }
     placed.sort_by_key(|(place, step)| (*place, step.layer, step.chunks.start));
-    Profile { records, newest_seconds, layers, steps: placed.into_iter().map(|(_, step)| step).collect() }
+    let steps = placed.into_iter().map(|(_, step)| step).collect();
+    Profile { records, newest_seconds, layers, steps, donors: Vec::new() }
 }
 
 /// Which profile to use: that of this node's own starts once they are enough, else the one that others have given, else the

@@ -28,7 +28,7 @@ mod record;
 #[cfg(test)]
 mod tests;
 
-use hermes_image::ids::{ChunkRange, DiffId};
+use hermes_image::ids::{ArtifactId, ChunkRange, DiffId};
 
 pub use carry::carry_over;
 pub use codec::ProfileError;
@@ -50,6 +50,8 @@ pub const LAYERS_MAX: usize = 1024;
 pub const TOUCHES_MAX: usize = 16_384;
 /// Chunks in one record: 16 GiB of the usual size.
 pub const CHUNKS_MAX: u64 = 1 << 18;
+/// Donors of one profile: images change in a few layers from version to version.
+pub const DONORS_MAX: usize = 16;
 /// Longest encoding of a profile, in bytes (design: small enough to go with every index).
 pub const PROFILE_LEN_MAX_BYTES: usize = 64 * 1024;
 /// Longest encoding of a record, in bytes: its runs at their longest, and its layers.
@@ -70,6 +72,17 @@ pub struct Step {
     pub spread_ms: u32,
 }
 
+/// A layer of an earlier version that has chunks of a layer of this one, under other numbers: who holds it can give them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Donor {
+    /// The layer of this image, by its place in [`Profile::layers`].
+    pub layer: u16,
+    /// The layer of the earlier version.
+    pub diff_id: DiffId,
+    /// That layer's chunk table.
+    pub table: ArtifactId,
+}
+
 /// What the starts of an image read, in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Profile {
@@ -81,6 +94,8 @@ pub struct Profile {
     pub layers: Vec<DiffId>,
     /// The steps, first things first. No chunk is in two of them.
     pub steps: Vec<Step>,
+    /// Where else chunks of these layers are, in ascending order and none twice; none of an image's own starts.
+    pub donors: Vec<Donor>,
 }
 
 impl Profile {
@@ -102,7 +117,8 @@ impl Profile {
             let mut kept = by_worth[..count].to_vec();
             kept.sort_unstable();
             let steps = kept.into_iter().map(|step| self.steps[step].clone()).collect();
-            let mut profile = Self { steps, layers: self.layers.clone(), ..self };
+            let (layers, donors) = (self.layers.clone(), self.donors.clone());
+            let mut profile = Self { steps, layers, donors, ..self };
             profile.drop_unused_layers();
             profile
         };
@@ -128,6 +144,8 @@ impl Profile {
             })
             .collect();
         self.steps.iter_mut().for_each(|step| step.layer = places[usize::from(step.layer)]);
+        self.donors.retain(|donor| used[usize::from(donor.layer)]);
+        self.donors.iter_mut().for_each(|donor| donor.layer = places[usize::from(donor.layer)]);
         let mut used = used.into_iter();
         self.layers.retain(|_| used.next() == Some(true));
     }

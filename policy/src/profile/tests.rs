@@ -172,7 +172,7 @@ fn a_profile_is_cut_by_weight_to_its_bound() {
 fn what_is_no_profile_is_named() {
     let good = encode(&merge(&[start(1, [1, 2, 9], 1)]).expect("some"));
     assert_eq!(decode(b"HPR"), Err(ProfileError::Magic("start profile")));
-    assert_eq!(decode(b"HPRF\x02"), Err(ProfileError::Version(2)));
+    assert_eq!(decode(b"HPRF\x03"), Err(ProfileError::Version(3)));
     let too_long = vec![0; PROFILE_LEN_MAX_BYTES + 1];
     assert!(matches!(decode(&too_long), Err(ProfileError::TooLong { .. })));
     assert_eq!(decode(&[good.as_slice(), &[0]].concat()), Err(ProfileError::Malformed("end")));
@@ -185,6 +185,7 @@ fn what_is_no_profile_is_named() {
         newest_seconds: 1,
         layers: layers(1),
         steps: [1..3, 2..4].map(|chunks| Step { layer: 0, chunks, at_ms: 0, weight: 1, spread_ms: 0 }).to_vec(),
+        donors: Vec::new(),
     };
     assert!(matches!(decode(&encode(&twice)), Err(ProfileError::Malformed(_))));
 }
@@ -205,7 +206,8 @@ fn profile_of(layer_no: u8, chunks: &[u32]) -> Profile {
         weight: 100,
         spread_ms: 0,
     });
-    Profile { records: 3, newest_seconds: 5, layers: vec![layer(layer_no)], steps: steps.collect() }
+    let (layers, steps) = (vec![layer(layer_no)], steps.collect());
+    Profile { records: 3, newest_seconds: 5, layers, steps, donors: Vec::new() }
 }
 
 #[test]
@@ -216,16 +218,23 @@ fn a_profile_is_carried_by_layer_by_name_and_by_path() {
     // Name 11 is now chunk 2, name 12 is gone but the file that it was of has a chunk there, name 10 is nowhere.
     let more = profile_of(2, &[1, 2, 0]).steps.into_iter().map(|step| Step { layer: 1, ..step });
     profile.steps.extend(more);
-    let old_id = |id: DiffId, chunk| (id == layer(2)).then(|| old.chunk_id(ChunkNo(chunk)));
+    let old_table = |id: DiffId| (id == layer(2)).then_some(&old);
     let file = |no, chunks| FilePlace { layer: layer(no), chunks };
     let paths = PathMap::new([(b"/a".as_slice(), file(2, 1..4))], [(b"/a".as_slice(), file(3, 2..5))]);
-    let carried = carry_over(&profile, old_id, &[&same, &new], &paths);
+    let carried = carry_over(&profile, old_table, &[&same, &new], &paths);
     let found: Vec<_> =
         carried.steps.iter().map(|step| (carried.layers[usize::from(step.layer)], step.chunks.clone())).collect();
     assert_eq!(found, [(layer(1), 2..3), (layer(1), 0..1), (layer(3), 2..3), (layer(3), 3..4)]);
-    assert_eq!(decode(&encode(&carried)), Ok(carried));
+    // Chunk 11 is with whoever has the old layer.
+    let donor = Donor { layer: 1, diff_id: layer(2), table: old.id() };
+    assert_eq!(carried.donors, [donor]);
+    let encoded = encode(&carried);
+    assert_eq!(decode(&encoded), Ok(carried));
+    for len in 6..encoded.len() {
+        assert!(decode(&encoded[..len]).is_err(), "{len} bytes");
+    }
     // What the new image does not have is nowhere.
-    let nothing = carry_over(&profile_of(2, &[0]), |_, _| None, &[&same], &PathMap::none());
+    let nothing = carry_over(&profile_of(2, &[0]), |_| None, &[&same], &PathMap::none());
     assert!(nothing.steps.is_empty() && nothing.layers.is_empty());
 }
 
@@ -240,7 +249,7 @@ proptest! {
         chunks.sort_unstable();
         chunks.dedup();
         let profile = profile_of(1, &chunks);
-        let carried = carry_over(&profile, |_, chunk| Some(old.chunk_id(ChunkNo(chunk))), &[&new], &PathMap::none());
+        let carried = carry_over(&profile, |_| Some(&old), &[&new], &PathMap::none());
         prop_assert_eq!(order_of(&carried), chunks);
         prop_assert!(carried.steps.is_empty() || carried.layers == [layer(1 + other)]);
     }
@@ -254,7 +263,7 @@ proptest! {
         chunks.sort_unstable();
         chunks.dedup();
         let id = |_: DiffId, chunk: u32| (chunk < old.count()).then(|| old.chunk_id(ChunkNo(chunk)));
-        let carried = carry_over(&profile_of(1, &chunks), id, &[&new], &PathMap::none());
+        let carried = carry_over(&profile_of(1, &chunks), |_| Some(&old), &[&new], &PathMap::none());
         for chunk in order_of(&carried) {
             prop_assert!(chunk < new.count());
             prop_assert!(chunks.iter().any(|old| id(layer(1), *old) == Some(new.chunk_id(ChunkNo(chunk)))));
@@ -293,7 +302,7 @@ fn prefetch(profile: &Profile, limits: PrefetchLimits) -> Prefetch {
 
 fn whole(chunks: std::ops::Range<u32>) -> Profile {
     let steps = vec![Step { layer: 0, chunks, at_ms: 0, weight: 100, spread_ms: 0 }];
-    Profile { records: 1, newest_seconds: 0, layers: layers(1), steps }
+    Profile { records: 1, newest_seconds: 0, layers: layers(1), steps, donors: Vec::new() }
 }
 
 #[test]

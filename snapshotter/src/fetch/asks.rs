@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use hermes_image::ids::{ChunkNo, SpanNo};
+use hermes_image::ids::{ChunkNo, DiffId, SpanNo};
+use hermes_image::index::chunks::ChunkTable;
 use hermes_image::runs::Runs;
 use hermes_image::span::{SpanDecoder, SpanError};
 use hermes_image::verify::Verified;
 use hermes_origin::LayerDescriptor;
-use hermes_p2p::{Arrival, Asking, ExchangeError, HaveNews, PeerId};
+use hermes_p2p::{Arrival, Asking, ExchangeError, HaveNews, PeerId, Want};
 use hermes_policy::class::{Class, ErrorClass};
 use hermes_policy::event::{AskId, OriginNo, Outcome, Reason};
 use hermes_store::Store;
@@ -24,6 +25,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::blob::{Blob, SpanIndexError};
+use super::donor::Donor;
 use super::layer::{LayerOrigin, OpenLayer, Rank};
 use super::{Brought, COMMANDS_MAX, Command};
 use crate::metrics::{ArrivedFrom, Egress, RECORDED};
@@ -130,48 +132,108 @@ fn len_of(open: &OpenLayer, run: Range<u32>) -> u64 {
     range.end - range.start
 }
 
-/// Asks a peer for chunks.
-pub(super) async fn peer(work: Ask, open: Arc<OpenLayer>, peer: PeerId, asking: Asking, timeout: Duration) -> Outcome {
-    let Some(node) = &work.peers else { return failed(ErrorClass::Local) };
+/// Asks a peer for chunks; for those that it has of a donor, under that one's numbers.
+pub(super) async fn peer(
+    work: Ask,
+    open: Arc<OpenLayer>,
+    peer: PeerId,
+    mut asking: Asking,
+    timeout: Duration,
+) -> Outcome {
+    let mut got = Got::default();
+    if asking.want == Want::Here {
+        for donor in open.donors() {
+            let chunks = donor.held_by(&peer, &asking.chunks);
+            if chunks.is_empty() {
+                continue;
+            }
+            asking.chunks.remove_all(&chunks);
+            let places = donor.places(&chunks);
+            let wanted = places.keys().map(|place| *place..place + 1).collect();
+            let (from, asking) = (Giver { peer, table: donor.table(), timeout }, Asking::here(wanted, asking.class));
+            let numbers = |place: u32| places.get(&place).cloned().unwrap_or_default();
+            match transfer(&work, &open, from, asking, numbers, &mut got).await {
+                // It is not this layer that it does not have, or denies.
+                Err(Outcome::Failed { class: ErrorClass::NotFound | ErrorClass::Denied, .. }) => {
+                    donor.forget(&peer);
+                    got.lacking.insert_all(&chunks);
+                }
+                Err(outcome) => return outcome,
+                Ok(()) => {}
+            }
+        }
+    }
+    if !asking.chunks.is_empty() {
+        let from = Giver { peer, table: open.layer.table(), timeout };
+        if let Err(outcome) = transfer(&work, &open, from, asking, |chunk| vec![ChunkNo(chunk)], &mut got).await {
+            return outcome;
+        }
+    }
+    let Got { bytes, lacking } = got;
+    if lacking.is_empty() { Outcome::Done { bytes } } else { Outcome::Lacks { chunks: lacking } }
+}
+
+/// Whom is asked, by which numbers, and how long it may be silent.
+struct Giver<'a> {
+    peer: PeerId,
+    table: &'a ChunkTable,
+    timeout: Duration,
+}
+
+/// What came of an ask so far.
+#[derive(Default)]
+struct Got {
+    bytes: u64,
+    lacking: Runs,
+}
+
+/// Asks a peer once. `numbers` are the open layer's of a chunk of the table that is asked by.
+async fn transfer(
+    work: &Ask,
+    open: &Arc<OpenLayer>,
+    Giver { peer, table, timeout }: Giver<'_>,
+    asking: Asking,
+    numbers: impl Fn(u32) -> Vec<ChunkNo>,
+    got: &mut Got,
+) -> Result<(), Outcome> {
+    let Some(node) = &work.peers else { return Err(failed(ErrorClass::Local)) };
+    let translated =
+        |runs: &Runs| runs.chunks().flat_map(&numbers).map(|ChunkNo(chunk)| chunk..chunk + 1).collect::<Runs>();
     let class = asking.class;
-    let mut fetch = node.fetch(peer, open.layer.table(), asking, Instant::now() + PEER_ASK_MAX);
-    let mut bytes = 0;
-    let mut lacking = Runs::new();
+    let mut fetch = node.fetch(peer, table, asking, Instant::now() + PEER_ASK_MAX);
     let mut batch = Chunks::new();
     loop {
         let Ok(next) = tokio::time::timeout(timeout, fetch.next()).await else {
             tracing::debug!(layer = %open.diff_id(), %peer, ?timeout, "a peer is silent");
-            return failed(ErrorClass::Transient);
+            return Err(failed(ErrorClass::Transient));
         };
         let ends = !matches!(next, Some(Ok(Arrival::Chunk(..))));
         if let Some(Ok(Arrival::Chunk(chunk, chunk_bytes))) = &next {
-            bytes += chunk_bytes.len() as u64;
-            batch.push((*chunk, chunk_bytes.clone()));
+            got.bytes += chunk_bytes.len() as u64;
+            batch.extend(numbers(chunk.0).into_iter().map(|chunk| (chunk, chunk_bytes.clone())));
         }
         // A reader that waits for a single chunk must not wait for its neighbours.
         if (ends || batch.len() >= BATCH_CHUNKS || class == hermes_p2p::Class::Demand) && !batch.is_empty() {
-            let stored = store_batch(&work, &open, std::mem::take(&mut batch)).await;
-            match stored {
-                Ok(len) => {
-                    open.counters.peer.fetch_add(len, Ordering::Relaxed);
-                    RECORDED.arrived(ArrivedFrom::Peer, work.class, len);
-                }
-                Err(outcome) => return outcome,
-            }
+            let len = store_batch(work, open, std::mem::take(&mut batch)).await?;
+            open.counters.peer.fetch_add(len, Ordering::Relaxed);
+            RECORDED.arrived(ArrivedFrom::Peer, work.class, len);
         }
         match next {
-            None if lacking.is_empty() => return Outcome::Done { bytes },
-            None => return Outcome::Lacks { chunks: lacking },
+            None => return Ok(()),
             Some(Ok(Arrival::Chunk(..))) => {}
             Some(Ok(Arrival::Pending { registry_rests, .. })) => {
-                report(&work, |ask| Command::Pending { ask, registry_rests }).await;
+                report(work, |ask| Command::Pending { ask, registry_rests }).await;
             }
-            Some(Ok(Arrival::Lacks(runs))) => lacking.insert_all(&runs),
+            Some(Ok(Arrival::Lacks(runs))) => got.lacking.insert_all(&translated(&runs)),
             Some(Ok(Arrival::Refer { chunks, peers })) => {
-                report(&work, |ask| Command::Referred { ask, chunks, peers }).await;
+                let chunks = translated(&chunks);
+                report(work, |ask| Command::Referred { ask, chunks, peers }).await;
             }
-            Some(Ok(Arrival::Delegate(chunks))) => report(&work, |ask| Command::Delegated { ask, chunks }).await,
-            Some(Err(error)) => return peer_failed(&open, peer, &error),
+            Some(Ok(Arrival::Delegate(chunks))) => {
+                let chunks = translated(&chunks);
+                report(work, |ask| Command::Delegated { ask, chunks }).await;
+            }
+            Some(Err(error)) => return Err(peer_failed(open, peer, &error)),
         }
     }
 }
@@ -389,17 +451,47 @@ fn decode(to: &Decoded, mut decoder: SpanDecoder, mut pieces: mpsc::Receiver<Byt
     decoder.finish().map_err(DecodeError::Span)
 }
 
-/// Looks for holders of a layer: those that the DHT names, and the peers that are connected.
+/// Looks for holders of a layer and of its donors: those that the DHT names, and the peers that are connected.
 pub(super) async fn holders(work: Ask, open: Arc<OpenLayer>) {
     let layer = open.diff_id();
-    if let Some(node) = &work.peers {
-        let mut holders = node.find_holders(layer).await.unwrap_or_default();
-        holders.extend(node.peers().into_iter().filter(|peer| !holders.contains(peer)).collect::<Vec<_>>());
-        holders.truncate(HOLDERS_MAX);
-        let asked = holders.into_iter().map(|peer| tell_have(&work, &open, peer));
+    let own = async {
+        let asked = likely_holders(&work, layer).await.into_iter().map(|peer| tell_have(&work, &open, peer));
         futures::future::join_all(asked).await;
+        let _ = work.reports.send(Command::HoldersFound { layer }).await;
+    };
+    tokio::join!(own, donors(&work, &open));
+}
+
+async fn likely_holders(work: &Ask, layer: DiffId) -> Vec<PeerId> {
+    let Some(node) = &work.peers else { return Vec::new() };
+    let mut holders = node.find_holders(layer).await.unwrap_or_default();
+    holders.extend(node.peers().into_iter().filter(|peer| !holders.contains(peer)).collect::<Vec<_>>());
+    holders.truncate(HOLDERS_MAX);
+    holders
+}
+
+/// Looks for holders of a layer's donors.
+pub(super) async fn donors(work: &Ask, open: &OpenLayer) {
+    let asked = open.donors().into_iter().map(|donor| async move {
+        let holders = likely_holders(work, donor.table().diff_id()).await;
+        futures::future::join_all(holders.into_iter().map(|peer| tell_donor(work, open, &donor, peer))).await;
+    });
+    futures::future::join_all(asked).await;
+}
+
+async fn tell_donor(work: &Ask, open: &OpenLayer, donor: &Donor, peer: PeerId) {
+    let Some(node) = &work.peers else { return };
+    match node.have(peer, donor.table(), Instant::now() + HAVE_TIMEOUT).await {
+        Ok(runs) => {
+            let (layer, chunks) = (open.diff_id(), donor.holds(peer, &runs));
+            if !chunks.is_empty() {
+                let _ = work.reports.send(Command::PeerHas { peer, layer, chunks }).await;
+            }
+        }
+        Err(error) => {
+            tracing::debug!(donor = %donor.table().diff_id(), %peer, %error, "a peer does not say what it has")
+        }
     }
-    let _ = work.reports.send(Command::HoldersFound { layer }).await;
 }
 
 /// Listens to what one peer has of a layer, and gets, until it has all of it or the layer is closed.

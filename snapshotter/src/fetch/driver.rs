@@ -260,6 +260,14 @@ impl Driver {
                 self.tell(Event::PeerHas { peer, layer, chunks });
             }
             Command::HoldersFound { layer } => self.tell(Event::HoldersFound { layer }),
+            Command::FindDonors { layer, found } => {
+                if let Some(open) = self.layers.get(&layer).cloned() {
+                    self.spawn_detached(|work| async move {
+                        asks::donors(&work, &open).await;
+                        let _ = found.send(());
+                    });
+                }
+            }
             Command::SpansFound { layer, blob, found } => self.spans_found(layer, &blob, found),
             Command::Status { answer } => {
                 let _ = answer.send(self.flight.status());

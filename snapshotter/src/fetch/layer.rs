@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use hermes_image::ids::{DiffId, LayerId};
+use hermes_image::ids::{ArtifactId, DiffId, LayerId};
+use hermes_image::index::chunks::ChunkTable;
 use hermes_image::statement::LayerStatement;
 use hermes_origin::{LayerDescriptor, Origin};
 use hermes_policy::class::ErrorClass;
@@ -14,6 +15,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::Marks;
 use super::blob::Blob;
+use super::donor::{DONORS_MAX, Donor};
 use crate::artifacts::Artifacts;
 use crate::profile::Touches;
 use crate::status::BySource;
@@ -129,6 +131,7 @@ pub struct OpenLayer {
     /// Its chunks alone.
     chunks: Arc<LayerGeometry>,
     users: RwLock<Users>,
+    donors: RwLock<Vec<Arc<Donor>>>,
     warned_of_full_store: Mutex<Option<Instant>>,
     /// When a reader last waited for something that was not here.
     last_miss: Mutex<Option<Instant>>,
@@ -155,6 +158,7 @@ impl OpenLayer {
             artifacts,
             chunks,
             users: RwLock::new(Users { all: vec![user], blob, refused: Vec::new() }),
+            donors: RwLock::default(),
             warned_of_full_store: Mutex::new(None),
             last_miss: Mutex::new(None),
             registry_failure: Mutex::new(None),
@@ -165,6 +169,36 @@ impl OpenLayer {
     /// The layer.
     pub fn diff_id(&self) -> DiffId {
         self.layer.diff_id()
+    }
+
+    /// Lets holders of the layer `donor`, whose chunk table is `table`, give what it has in common with this one. Whether there
+    /// is something. Cancel safe.
+    pub(crate) async fn take_donor(&self, donor: DiffId, table: ArtifactId) -> bool {
+        let is_known = |donors: &[Arc<Donor>]| donors.iter().any(|known| known.table().id() == table);
+        if donor == self.diff_id() || is_known(&self.donors.read()) {
+            return false;
+        }
+        let found = self.artifacts.get(table, donor).await.inspect_err(|error| {
+            tracing::warn!(layer = %self.diff_id(), %donor, %error, "an earlier version's layer gives nothing");
+        });
+        let Ok(Some(bytes)) = found else { return false };
+        let open = self.layer.table().clone();
+        let made = tokio::task::spawn_blocking(move || {
+            let table = ChunkTable::decode(bytes.into_inner()).ok().filter(|table| table.diff_id() == donor)?;
+            Donor::new(&open, table)
+        });
+        let Ok(Some(made)) = made.await else { return false };
+        let mut donors = self.donors.write();
+        let has_room = donors.len() < DONORS_MAX && !is_known(&donors);
+        if has_room {
+            donors.push(Arc::new(made));
+        }
+        has_room
+    }
+
+    /// The layers whose holders can give chunks of this one.
+    pub(super) fn donors(&self) -> Vec<Arc<Donor>> {
+        self.donors.read().clone()
     }
 
     /// Opens it for one more mount. Its registry is asked before the others: its credentials are the newest.

@@ -11,6 +11,7 @@
 mod asks;
 mod blob;
 mod desk;
+mod donor;
 mod driver;
 mod layer;
 mod marks;
@@ -219,6 +220,10 @@ pub(crate) enum Command {
     HoldersFound {
         layer: DiffId,
     },
+    FindDonors {
+        layer: DiffId,
+        found: oneshot::Sender<()>,
+    },
     SpansFound {
         layer: DiffId,
         blob: Arc<Blob>,
@@ -327,6 +332,14 @@ impl FetchHandle {
     /// Closes a layer; reads that still wait for it fail. Cancel safe.
     pub async fn close(&self, layer: DiffId) {
         let _ = self.commands.send(Command::Close { layer }).await;
+    }
+
+    /// Asks peers what they have of the donors of `layer`; returns when those have answered that do so soon. Cancel safe.
+    pub async fn find_donors(&self, layer: DiffId) {
+        let (found, answered) = oneshot::channel();
+        if self.commands.send(Command::FindDonors { layer, found }).await.is_ok() {
+            let _ = answered.await;
+        }
     }
 
     /// Tells that chunks left the store. Cancel safe.

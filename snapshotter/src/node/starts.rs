@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hermes_image::ids::{DiffId, Digest};
 use hermes_image::index::chunks::ChunkTable;
-use hermes_policy::profile::{PrefetchLimits, codec};
+use hermes_policy::profile::{PrefetchLimits, Profile, codec};
 use hermes_store::ImageRecord;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
@@ -33,6 +33,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const KEEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long after its mount a tree may be said to be a container's; that follows at once.
 const CONTAINER_WAIT: Duration = Duration::from_secs(10);
+/// How long a prefetch waits to hear what peers have of an earlier version: some round trips, and an index of 200 KB.
+const DONORS_WAIT: Duration = Duration::from_millis(500);
 /// Share of the store's budget that may be fetched ahead of one start: others start too.
 const BUDGET_SHARE: u64 = 4;
 
@@ -235,6 +237,7 @@ impl Work {
         let by_profile = match &found {
             Some((profile, origin)) => {
                 *self.view.origin.lock() = Some(*origin);
+                self.take_donors(profile).await;
                 Some(self.job.run(profile).await)
             }
             None => None,
@@ -252,6 +255,21 @@ impl Work {
             let end = self.job.run_near().await;
             self.fetched(None, end);
         }
+    }
+
+    /// Lets who has an earlier version give what that has in common with this one. What is not known soon is used later.
+    async fn take_donors(&self, profile: &Profile) {
+        let taken = profile.donors.iter().filter_map(|donor| {
+            let layer = profile.layers.get(usize::from(donor.layer))?;
+            let open = Arc::clone(self.job.layers.iter().find(|open| open.diff_id() == *layer)?);
+            let (fetch, donor) = (self.job.fetch.clone(), donor.clone());
+            Some(tokio::spawn(async move {
+                if open.take_donor(donor.diff_id, donor.table).await {
+                    fetch.find_donors(open.diff_id()).await;
+                }
+            }))
+        });
+        let _ = tokio::time::timeout(DONORS_WAIT, futures::future::join_all(taken)).await;
     }
 
     /// Takes note of the end of a prefetch, by a profile or around what was read.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hermes_image::ids::{ChunkId, ChunkNo, DiffId};
+use hermes_image::ids::DiffId;
 use hermes_image::index::chunks::ChunkTable;
 use hermes_image::index::toc::Toc;
 use hermes_policy::profile::files::Files;
@@ -42,10 +42,6 @@ fn carry(store: &Store, old: &ImageRecord, profile: &Profile, wanted: &Wanted) -
             (table.diff_id() == layer.diff_id).then_some((layer.diff_id, table))
         })
         .collect();
-    let old_id = |layer: DiffId, chunk: u32| -> Option<ChunkId> {
-        let table = tables.get(&layer)?;
-        (chunk < table.count()).then(|| table.chunk_id(ChunkNo(chunk)))
-    };
     let toc = |id| Toc::decode(store.artifact(id).ok()??).ok();
     let mut before = Files::new(PATHS_MAX_BYTES);
     for layer in &gone {
@@ -64,7 +60,7 @@ fn carry(store: &Store, old: &ImageRecord, profile: &Profile, wanted: &Wanted) -
         }
     }
     let paths = PathMap::new(before.iter(), now.iter());
-    carry_over(profile, old_id, &wanted.tables.iter().collect::<Vec<_>>(), &paths)
+    carry_over(profile, |layer| tables.get(&layer), &wanted.tables.iter().collect::<Vec<_>>(), &paths)
 }
 
 /// A reference without its tag and digest.
