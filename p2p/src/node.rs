@@ -386,7 +386,28 @@ impl Node {
         deadline: Instant,
     ) -> Result<Verified<Bytes>, ExchangeError> {
         let client = &self.inner.client;
-        client.while_open(client.artifact(peer, id, deadline)).await
+        client.while_open(client.artifact(peer, id, client.limits.artifact_len_max_bytes, deadline)).await
+    }
+
+    /// The artifact `id` from `peer`, checked, if it has at most `limit_bytes`: for one that was named by somebody who may lie.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// As [`Self::artifact`]. A longer one counts as not there, as it is no fault of the peer's.
+    pub async fn small_artifact(
+        &self,
+        peer: PeerId,
+        id: ArtifactId,
+        limit_bytes: u64,
+        deadline: Instant,
+    ) -> Result<Verified<Bytes>, ExchangeError> {
+        let client = &self.inner.client;
+        let limit_bytes = limit_bytes.min(client.limits.artifact_len_max_bytes);
+        match client.while_open(client.artifact(peer, id, limit_bytes, deadline)).await {
+            Err(ExchangeError::TooLong { .. }) => Err(ExchangeError::NotFound { peer, what: "short artifact" }),
+            answered => answered,
+        }
     }
 
     /// Part of the index artifact `id` from `peer`, not checked against anything: the caller knows the part's name, as

@@ -153,6 +153,29 @@ impl Artifacts {
         Ok(Some(found))
     }
 
+    /// The artifact `id` of `layer`, whole, if it has at most `limit_bytes`; it is not kept. For what somebody named who may lie.
+    /// `None` when nobody gives it. Cancel safe.
+    ///
+    /// # Errors
+    /// When it is on this node and cannot be read. A peer that fails is passed over.
+    pub async fn glance(
+        &self,
+        id: ArtifactId,
+        layer: DiffId,
+        limit_bytes: u64,
+    ) -> Result<Option<Verified<Bytes>>, ArtifactError> {
+        let ask =
+            |node: hermes_p2p::Node, peer| async move { node.small_artifact(peer, id, limit_bytes, deadline()).await };
+        let found = match self.local(id).await? {
+            Some(found) => Some(found),
+            None => match self.ask_peers(id.to_string(), &[layer], ask, Ok).await {
+                Ok(found) => Some(found),
+                Err(_) => self.ask_controller(id, layer).await,
+            },
+        };
+        Ok(found.filter(|found| found.len() as u64 <= limit_bytes))
+    }
+
     /// Gets what it takes to read the layers of `statement` from a registry, beside what it takes to show them: their restart
     /// points. Says which of them nobody gives. Cancel safe.
     ///

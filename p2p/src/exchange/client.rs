@@ -349,10 +349,11 @@ impl Client {
         &self,
         peer: PeerId,
         id: ArtifactId,
+        limit_bytes: u64,
         deadline: Instant,
     ) -> Result<Verified<Bytes>, ExchangeError> {
         let request = Request::Artifact { id, offset: 0, len: u64::MAX };
-        let wanted = Wanted::Whole { limit_bytes: self.limits.artifact_len_max_bytes };
+        let wanted = Wanted::Whole { limit_bytes };
         let (bytes, _memory) = self.blob(peer, &request, "artifact", wanted, deadline).await?;
         // Up to hundreds of megabytes: not on an async thread.
         let checked = tokio::task::spawn_blocking(move || Verified::artifact(id, bytes)).await;

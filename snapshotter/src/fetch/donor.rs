@@ -16,6 +16,8 @@ use parking_lot::Mutex;
 /// Donors of one open layer.
 pub(super) const DONORS_MAX: usize = 4;
 
+/// Longest chunk table of a donor, in bytes: 7 GB of the usual chunks. Nobody has signed which layers are donors.
+pub(super) const DONOR_TABLE_MAX_BYTES: u64 = 4 << 20;
 /// Holders of one donor that are remembered. Another one's chunks are asked for as the open layer's, and lacking.
 const HOLDERS_MAX: usize = 64;
 

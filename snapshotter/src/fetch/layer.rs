@@ -15,7 +15,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::Marks;
 use super::blob::Blob;
-use super::donor::{DONORS_MAX, Donor};
+use super::donor::{DONOR_TABLE_MAX_BYTES, DONORS_MAX, Donor};
 use crate::artifacts::Artifacts;
 use crate::profile::Touches;
 use crate::status::BySource;
@@ -178,7 +178,7 @@ impl OpenLayer {
         if donor == self.diff_id() || is_known(&self.donors.read()) {
             return false;
         }
-        let found = self.artifacts.get(table, donor).await.inspect_err(|error| {
+        let found = self.artifacts.glance(table, donor, DONOR_TABLE_MAX_BYTES).await.inspect_err(|error| {
             tracing::warn!(layer = %self.diff_id(), %donor, %error, "an earlier version's layer gives nothing");
         });
         let Ok(Some(bytes)) = found else { return false };

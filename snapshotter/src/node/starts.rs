@@ -269,7 +269,11 @@ impl Work {
                 }
             }))
         });
-        let _ = tokio::time::timeout(DONORS_WAIT, futures::future::join_all(taken)).await;
+        let began = Instant::now();
+        let taken = futures::future::join_all(taken);
+        let in_time = tokio::time::timeout(DONORS_WAIT, taken).await.is_ok();
+        let (donors, took) = (profile.donors.len(), began.elapsed());
+        tracing::debug!(manifest = %self.manifest, donors, in_time, ?took, "peers were asked for an earlier version");
     }
 
     /// Takes note of the end of a prefetch, by a profile or around what was read.
