@@ -146,11 +146,12 @@ impl Flight {
             && quiet.wake.is_none_or(|at| at > now)
             && !copies
             && !quiet.taken.iter().any(|peer| readiness(peer) == Readiness::Ready)
-            // Who has failed meanwhile rests, and others are to be asked.
-            && quiet.full.iter().all(|peer| readiness(peer) == Readiness::Full)
             && !(quiet.origin && matches!(self.origin_offer(layer, Class::Prefetch, true, now), OriginOffer::Ready(_)));
         if stays {
-            quiet.wake.into_iter().for_each(|at| self.wake_at(at));
+            // Who had no room and has failed meanwhile rests, so others are to be asked. Asks that end lead here again; without any,
+            // only time does.
+            let has_failed = self.asks.is_empty() && quiet.full.iter().any(|peer| readiness(peer) != Readiness::Full);
+            quiet.wake.into_iter().chain(has_failed.then_some(quiet.until)).for_each(|at| self.wake_at(at));
             if let Some(record) = self.layers.get_mut(&layer) {
                 record.quiet = Some(quiet);
             }
