@@ -230,8 +230,8 @@ fn what_did_not_change_comes_from_who_has_the_last_version() -> Result<()> {
     read(&dir, READ)?;
     versions.registry.always(Fault::Pass);
     read(&dir, &["app/new", "app/changed"])?;
-    // What the old one does not have.
-    ensure!(second.sources()?.registry_bytes >= 1_800_000, "{:?}", second.sources()?);
+    // The first file is in no old version; of the other one most is, and the peer may have some.
+    ensure!(second.sources()?.registry_bytes >= 700_000, "{:?}", second.sources()?);
     second.stop()?;
     first.stop().map(drop)
 }
