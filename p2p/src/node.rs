@@ -373,7 +373,8 @@ impl Node {
         Watch::start(Arc::clone(&self.inner.client), peer, table.clone())
     }
 
-    /// The artifact `id` from `peer`, checked.
+    /// The artifact `id` from `peer`, checked. With `limit_bytes`, one that is longer counts as not there: for an artifact that was
+    /// named by somebody who may lie, that is no fault of the peer's. Without, the configuration says what is too long.
     ///
     /// Cancel safe.
     ///
@@ -383,31 +384,11 @@ impl Node {
         &self,
         peer: PeerId,
         id: ArtifactId,
+        limit_bytes: Option<u64>,
         deadline: Instant,
     ) -> Result<Verified<Bytes>, ExchangeError> {
         let client = &self.inner.client;
-        client.while_open(client.artifact(peer, id, client.limits.artifact_len_max_bytes, deadline)).await
-    }
-
-    /// The artifact `id` from `peer`, checked, if it has at most `limit_bytes`: for one that was named by somebody who may lie.
-    ///
-    /// Cancel safe.
-    ///
-    /// # Errors
-    /// As [`Self::artifact`]. A longer one counts as not there, as it is no fault of the peer's.
-    pub async fn small_artifact(
-        &self,
-        peer: PeerId,
-        id: ArtifactId,
-        limit_bytes: u64,
-        deadline: Instant,
-    ) -> Result<Verified<Bytes>, ExchangeError> {
-        let client = &self.inner.client;
-        let limit_bytes = limit_bytes.min(client.limits.artifact_len_max_bytes);
-        match client.while_open(client.artifact(peer, id, limit_bytes, deadline)).await {
-            Err(ExchangeError::TooLong { .. }) => Err(ExchangeError::NotFound { peer, what: "short artifact" }),
-            answered => answered,
-        }
+        client.while_open(client.artifact(peer, id, limit_bytes, deadline)).await
     }
 
     /// Part of the index artifact `id` from `peer`, not checked against anything: the caller knows the part's name, as

@@ -143,14 +143,18 @@ impl Artifacts {
         if let Some(found) = self.local(id).await? {
             return Ok(Some(found));
         }
-        let ask = |node: hermes_p2p::Node, peer| async move { node.artifact(peer, id, deadline()).await };
-        let found = match self.ask_peers(id.to_string(), &[layer], ask, Ok).await {
-            Ok(found) => Some(found),
-            Err(_) => self.ask_controller(id, layer).await,
-        };
-        let Some(found) = found else { return Ok(None) };
+        let Some(found) = self.elsewhere(id, layer, None).await else { return Ok(None) };
         self.keep(found.clone()).await?;
         Ok(Some(found))
+    }
+
+    /// What is not on this node: from peers, else from the controller.
+    async fn elsewhere(&self, id: ArtifactId, layer: DiffId, limit_bytes: Option<u64>) -> Option<Verified<Bytes>> {
+        let ask = |node: hermes_p2p::Node, peer| async move { node.artifact(peer, id, limit_bytes, deadline()).await };
+        match self.ask_peers(id.to_string(), &[layer], ask, Ok).await {
+            Ok(found) => Some(found),
+            Err(_) => self.ask_controller(id, layer).await,
+        }
     }
 
     /// The artifact `id` of `layer`, whole, if it has at most `limit_bytes`; it is not kept. For what somebody named who may lie.
@@ -164,14 +168,9 @@ impl Artifacts {
         layer: DiffId,
         limit_bytes: u64,
     ) -> Result<Option<Verified<Bytes>>, ArtifactError> {
-        let ask =
-            |node: hermes_p2p::Node, peer| async move { node.small_artifact(peer, id, limit_bytes, deadline()).await };
         let found = match self.local(id).await? {
             Some(found) => Some(found),
-            None => match self.ask_peers(id.to_string(), &[layer], ask, Ok).await {
-                Ok(found) => Some(found),
-                Err(_) => self.ask_controller(id, layer).await,
-            },
+            None => self.elsewhere(id, layer, Some(limit_bytes)).await,
         };
         Ok(found.filter(|found| found.len() as u64 <= limit_bytes))
     }

@@ -349,11 +349,14 @@ impl Client {
         &self,
         peer: PeerId,
         id: ArtifactId,
-        limit_bytes: u64,
+        limit_bytes: Option<u64>,
         deadline: Instant,
     ) -> Result<Verified<Bytes>, ExchangeError> {
         let request = Request::Artifact { id, offset: 0, len: u64::MAX };
-        let wanted = Wanted::Whole { limit_bytes };
+        let wanted = match limit_bytes {
+            Some(limit_bytes) => Wanted::Short { limit_bytes },
+            None => Wanted::Whole { limit_bytes: self.limits.artifact_len_max_bytes },
+        };
         let (bytes, _memory) = self.blob(peer, &request, "artifact", wanted, deadline).await?;
         // Up to hundreds of megabytes: not on an async thread.
         let checked = tokio::task::spawn_blocking(move || Verified::artifact(id, bytes)).await;
@@ -411,6 +414,10 @@ impl Client {
         // A holder says how long the whole is, also when it was asked for a part.
         let (expected_len_bytes, limit_bytes) = match wanted {
             Wanted::Whole { limit_bytes } => (total_len_bytes, limit_bytes),
+            Wanted::Short { limit_bytes } if total_len_bytes > limit_bytes => {
+                return Err(ExchangeError::NotFound { peer, what });
+            }
+            Wanted::Short { .. } => (total_len_bytes, self.limits.artifact_len_max_bytes),
             Wanted::Part(range) if range.end > total_len_bytes => return Err(ExchangeError::NotFound { peer, what }),
             Wanted::Part(range) => (range.end.saturating_sub(range.start), self.limits.artifact_len_max_bytes),
         };
@@ -448,6 +455,8 @@ impl Client {
 enum Wanted {
     /// All of it, if it is not longer than this.
     Whole { limit_bytes: u64 },
+    /// All of it; one that is longer than this is not there.
+    Short { limit_bytes: u64 },
     /// These bytes of it.
     Part(Range<u64>),
 }

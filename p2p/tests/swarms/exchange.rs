@@ -44,8 +44,13 @@ async fn two_nodes_exchange_everything() {
     assert_eq!(got.lacks, Runs::one(10..20));
     assert_eq!(got.chunks.iter().map(|chunk| chunk.0).collect::<Vec<_>>(), [5, 6, 7, 8, 9, 20, 21, 22, 23, 24, 49]);
 
-    assert_eq!(*node.artifact(peer, artifact, deadline()).await.expect("has it"), large);
-    assert_eq!(*node.artifact(peer, empty, deadline()).await.expect("has it"), Bytes::new());
+    let len = large.len() as u64;
+    for enough in [None, Some(len)] {
+        assert_eq!(*node.artifact(peer, artifact, enough, deadline()).await.expect("has it"), large);
+    }
+    let longer = node.artifact(peer, artifact, Some(len - 1), deadline()).await.expect_err("is longer");
+    assert_eq!((longer.kind(), longer.class()), ("not_found", ErrorClass::NotFound));
+    assert_eq!(*node.artifact(peer, empty, None, deadline()).await.expect("has it"), Bytes::new());
     assert_eq!(node.statement(peer, manifest, deadline()).await.expect("has it"), "signed");
 }
 
@@ -75,7 +80,7 @@ async fn what_is_not_there_is_said() {
     let unknown = Layer::new(2, 4, 4096, Look::Text);
     let errors = [
         node.have(peer, &unknown.table, deadline()).await.expect_err("is not there"),
-        node.artifact(peer, ArtifactId([1; 32]), deadline()).await.expect_err("is not there"),
+        node.artifact(peer, ArtifactId([1; 32]), None, deadline()).await.expect_err("is not there"),
         node.statement(peer, Digest([1; 32]), deadline()).await.expect_err("is not there"),
     ];
     for error in errors {

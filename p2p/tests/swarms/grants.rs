@@ -159,11 +159,11 @@ async fn index_and_statement_are_denied_and_had_after_showing_grants() {
     asker.node.grant_own(vec![layer], HOUR).await.expect("granted");
     for node in [&asker, &stranger] {
         let denied = |error: ExchangeError| assert_eq!(error.kind(), "denied");
-        denied(node.node.artifact(peer, id, deadline()).await.expect_err("is private"));
+        denied(node.node.artifact(peer, id, None, deadline()).await.expect_err("is private"));
         denied(node.node.artifact_range(peer, id, 0..5, deadline()).await.expect_err("is private"));
         denied(node.node.statement(peer, manifest, deadline()).await.expect_err("is private"));
         // What is not there is only that, so nobody is asked for a proof in vain.
-        let missing = node.node.artifact(peer, ArtifactId([9; 32]), deadline()).await.expect_err("is not there");
+        let missing = node.node.artifact(peer, ArtifactId([9; 32]), None, deadline()).await.expect_err("is not there");
         assert_eq!(missing.kind(), "not_found");
     }
     assert!(!stranger.node.show_grants(peer, &[layer], deadline()).await.expect("nothing to show"));
@@ -171,7 +171,7 @@ async fn index_and_statement_are_denied_and_had_after_showing_grants() {
         assert!(asker.node.show_grants(peer, &[layer], deadline()).await.expect("shown"));
     }
     assert_eq!(swarm.desk.presented(), 1);
-    asker.node.artifact(peer, id, deadline()).await.expect("is granted");
+    asker.node.artifact(peer, id, None, deadline()).await.expect("is granted");
     asker.node.statement(peer, manifest, deadline()).await.expect("is granted");
 }
 

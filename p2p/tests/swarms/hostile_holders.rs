@@ -209,8 +209,9 @@ async fn a_trickle_ends_at_the_deadline() {
     assert_eq!(got.error.expect("an error").kind(), "timeout");
 }
 
-/// Asks a peer for an artifact and a statement, which it answers with `frames` over and over.
-async fn blobs_from(id: ArtifactId, answers: Vec<Answer>) -> [ExchangeError; 2] {
+/// Asks a peer for an artifact, the same with a limit that is the configuration's, and a statement, which it answers with `answers`
+/// over and over.
+async fn blobs_from(id: ArtifactId, answers: Vec<Answer>) -> [ExchangeError; 3] {
     let raw = RawPeer::start(None).await;
     let asker = start(|config| config.download.artifact_len_max_bytes = 1 << 20).await;
     raw.serve(move |_, mut session| {
@@ -225,27 +226,28 @@ async fn blobs_from(id: ArtifactId, answers: Vec<Answer>) -> [ExchangeError; 2] 
         }
     });
     asker.node.connect(raw.address.clone()).await.expect("connects");
-    let artifact = asker.node.artifact(raw.peer, id, deadline()).await.expect_err("an artifact");
+    let artifact = asker.node.artifact(raw.peer, id, None, deadline()).await.expect_err("an artifact");
+    let short = asker.node.artifact(raw.peer, id, Some(1 << 20), deadline()).await.expect_err("a short artifact");
     let statement = asker.node.statement(raw.peer, Digest([1; 32]), deadline()).await.expect_err("a statement");
     assert_unharmed(&asker).await;
-    [artifact, statement]
+    [artifact, short, statement]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn artifacts_and_statements_are_bounded() {
     let id = ArtifactId([1; 32]);
     let piece = Answer::Piece { body: Bytes::from(vec![7; 100_000]) };
-    for (answers, kind) in [
-        (vec![Answer::Blob { total_len_bytes: u64::MAX }], "too_long"),
-        (vec![Answer::Blob { total_len_bytes: (1 << 20) + 1 }], "too_long"),
-        (vec![Answer::Blob { total_len_bytes: 150_000 }, piece.clone(), piece.clone()], "too_long"),
-        (vec![Answer::Blob { total_len_bytes: 150_000 }, piece.clone(), Answer::End], "unexpected"),
-        (vec![piece.clone()], "unexpected"),
-        (vec![Answer::Denied], "denied"),
+    // One that is longer than its asker wants is a lie of who named it, not of who has it; more than was announced is one of the peer's.
+    for (answers, kind, short) in [
+        (vec![Answer::Blob { total_len_bytes: u64::MAX }], "too_long", "not_found"),
+        (vec![Answer::Blob { total_len_bytes: (1 << 20) + 1 }], "too_long", "not_found"),
+        (vec![Answer::Blob { total_len_bytes: 150_000 }, piece.clone(), piece.clone()], "too_long", "too_long"),
+        (vec![Answer::Blob { total_len_bytes: 150_000 }, piece.clone(), Answer::End], "unexpected", "unexpected"),
+        (vec![piece.clone()], "unexpected", "unexpected"),
+        (vec![Answer::Denied], "denied", "denied"),
     ] {
-        for error in blobs_from(id, answers.clone()).await {
-            assert_eq!(error.kind(), kind, "{answers:?}: {error:?}");
-        }
+        let kinds = blobs_from(id, answers.clone()).await.map(|error| error.kind());
+        assert_eq!(kinds, [kind, short, kind], "{answers:?}");
     }
 }
 
@@ -260,7 +262,7 @@ async fn an_artifact_of_other_bytes_is_wrong() {
         say(&mut session, &Answer::End).await;
     });
     asker.node.connect(raw.address.clone()).await.expect("connects");
-    let error = asker.node.artifact(raw.peer, ArtifactId::of(b"right"), deadline()).await.expect_err("is wrong");
+    let error = asker.node.artifact(raw.peer, ArtifactId::of(b"right"), None, deadline()).await.expect_err("is wrong");
     assert!(matches!(error, ExchangeError::WrongArtifact { .. }), "{error:?}");
     assert_eq!(error.class(), ErrorClass::PeerFault);
 }

@@ -30,8 +30,8 @@ pub(super) struct Quiet {
     wake: Option<Instant>,
     /// Peers that have or own something and could not be asked.
     taken: BTreeSet<PeerNo>,
-    /// Those of them that had no room, for whom others were not asked.
-    full: Vec<PeerNo>,
+    /// Whether one of them had no room, so that others were not asked.
+    full: bool,
     /// The registry had no room.
     origin: bool,
     /// Nor had the disk.
@@ -123,7 +123,7 @@ impl Flight {
         let quiet = Quiet {
             until: now + self.limits.prefetch_pause,
             wake,
-            full: taken.iter().copied().filter(is_full).collect(),
+            full: taken.iter().any(is_full),
             taken,
             origin: survey.origin == OriginOffer::Later,
             local: !survey.local,
@@ -139,18 +139,18 @@ impl Flight {
         let Some(record) = self.layers.get_mut(&layer) else { return false };
         let Some(quiet) = record.quiet.take() else { return false };
         let peers = &self.peers;
-        let readiness = |peer: &PeerNo| peers.readiness(*peer, Class::Prefetch, now, &self.limits);
+        let ready = |peer: &PeerNo| peers.readiness(*peer, Class::Prefetch, now, &self.limits) == Readiness::Ready;
         let copies =
             quiet.local && !record.local.is_empty() && self.local.has_room(Class::Prefetch, &self.limits.local);
         let stays = now < quiet.until
             && quiet.wake.is_none_or(|at| at > now)
             && !copies
-            && !quiet.taken.iter().any(|peer| readiness(peer) == Readiness::Ready)
+            && !quiet.taken.iter().any(ready)
             && !(quiet.origin && matches!(self.origin_offer(layer, Class::Prefetch, true, now), OriginOffer::Ready(_)));
         if stays {
-            // Who had no room and has failed meanwhile rests, so others are to be asked. Asks that end lead here again; without any,
-            // only time does.
-            let has_failed = self.asks.is_empty() && quiet.full.iter().any(|peer| readiness(peer) != Readiness::Full);
+            // Asks take a peer's room. When none is left, who had no room has failed and rests, so others are to be asked; and there is
+            // none whose end would lead here.
+            let has_failed = quiet.full && self.asks.is_empty();
             quiet.wake.into_iter().chain(has_failed.then_some(quiet.until)).for_each(|at| self.wake_at(at));
             if let Some(record) = self.layers.get_mut(&layer) {
                 record.quiet = Some(quiet);

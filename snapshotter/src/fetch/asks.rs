@@ -4,6 +4,7 @@
 //! what was stored stays, and nothing else is left behind. Decoding and disk writes run on blocking threads, so many
 //! asks use all cores and none of them holds up a reader.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use hermes_image::ids::{ChunkNo, DiffId, SpanNo};
+use hermes_image::ids::{ChunkNo, SpanNo};
 use hermes_image::index::chunks::ChunkTable;
 use hermes_image::runs::Runs;
 use hermes_image::span::{SpanDecoder, SpanError};
@@ -150,9 +151,9 @@ pub(super) async fn peer(
             asking.chunks.remove_all(&chunks);
             let places = donor.places(&chunks);
             let wanted = places.keys().map(|place| *place..place + 1).collect();
-            let (from, asking) = (Giver { peer, table: donor.table(), timeout }, Asking::here(wanted, asking.class));
-            let numbers = |place: u32| places.get(&place).cloned().unwrap_or_default();
-            match transfer(&work, &open, from, asking, numbers, &mut got).await {
+            let asking = Asking::here(wanted, asking.class);
+            let from = Giver { peer, table: donor.table(), places: Some(&places), timeout };
+            match transfer(&work, &open, &from, asking, &mut got).await {
                 // It is not this layer that it does not have, or denies.
                 Err(Outcome::Failed { class: ErrorClass::NotFound | ErrorClass::Denied, .. }) => {
                     donor.forget(&peer);
@@ -164,8 +165,8 @@ pub(super) async fn peer(
         }
     }
     if !asking.chunks.is_empty() {
-        let from = Giver { peer, table: open.layer.table(), timeout };
-        if let Err(outcome) = transfer(&work, &open, from, asking, |chunk| vec![ChunkNo(chunk)], &mut got).await {
+        let from = Giver { peer, table: open.layer.table(), places: None, timeout };
+        if let Err(outcome) = transfer(&work, &open, &from, asking, &mut got).await {
             return outcome;
         }
     }
@@ -177,7 +178,24 @@ pub(super) async fn peer(
 struct Giver<'a> {
     peer: PeerId,
     table: &'a ChunkTable,
+    /// The open layer's numbers of the table's chunks; `None` when they are the same.
+    places: Option<&'a BTreeMap<u32, Vec<ChunkNo>>>,
     timeout: Duration,
+}
+
+impl Giver<'_> {
+    /// The open layer's chunks that `runs` are.
+    fn own(&self, runs: Runs) -> Runs {
+        let Some(places) = self.places else { return runs };
+        let chunks = runs.chunks().filter_map(|place| places.get(&place)).flatten();
+        chunks.map(|ChunkNo(chunk)| *chunk..chunk + 1).collect()
+    }
+
+    /// The same for one that has come.
+    fn add(&self, chunk: ChunkNo, bytes: Verified<Bytes>, batch: &mut Chunks) {
+        let Some(places) = self.places else { return batch.push((chunk, bytes)) };
+        batch.extend(places.get(&chunk.0).into_iter().flatten().map(|chunk| (*chunk, bytes.clone())));
+    }
 }
 
 /// What came of an ask so far.
@@ -187,20 +205,17 @@ struct Got {
     lacking: Runs,
 }
 
-/// Asks a peer once. `numbers` are the open layer's of a chunk of the table that is asked by.
+/// Asks a peer once.
 async fn transfer(
     work: &Ask,
     open: &Arc<OpenLayer>,
-    Giver { peer, table, timeout }: Giver<'_>,
+    from: &Giver<'_>,
     asking: Asking,
-    numbers: impl Fn(u32) -> Vec<ChunkNo>,
     got: &mut Got,
 ) -> Result<(), Outcome> {
     let Some(node) = &work.peers else { return Err(failed(ErrorClass::Local)) };
-    let translated =
-        |runs: &Runs| runs.chunks().flat_map(&numbers).map(|ChunkNo(chunk)| chunk..chunk + 1).collect::<Runs>();
-    let class = asking.class;
-    let mut fetch = node.fetch(peer, table, asking, Instant::now() + PEER_ASK_MAX);
+    let (peer, timeout, class) = (from.peer, from.timeout, asking.class);
+    let mut fetch = node.fetch(peer, from.table, asking, Instant::now() + PEER_ASK_MAX);
     let mut batch = Chunks::new();
     loop {
         let Ok(next) = tokio::time::timeout(timeout, fetch.next()).await else {
@@ -210,7 +225,7 @@ async fn transfer(
         let ends = !matches!(next, Some(Ok(Arrival::Chunk(..))));
         if let Some(Ok(Arrival::Chunk(chunk, chunk_bytes))) = &next {
             got.bytes += chunk_bytes.len() as u64;
-            batch.extend(numbers(chunk.0).into_iter().map(|chunk| (chunk, chunk_bytes.clone())));
+            from.add(*chunk, chunk_bytes.clone(), &mut batch);
         }
         // A reader that waits for a single chunk must not wait for its neighbours.
         if (ends || batch.len() >= BATCH_CHUNKS || class == hermes_p2p::Class::Demand) && !batch.is_empty() {
@@ -224,13 +239,13 @@ async fn transfer(
             Some(Ok(Arrival::Pending { registry_rests, .. })) => {
                 report(work, |ask| Command::Pending { ask, registry_rests }).await;
             }
-            Some(Ok(Arrival::Lacks(runs))) => got.lacking.insert_all(&translated(&runs)),
+            Some(Ok(Arrival::Lacks(runs))) => got.lacking.insert_all(&from.own(runs)),
             Some(Ok(Arrival::Refer { chunks, peers })) => {
-                let chunks = translated(&chunks);
+                let chunks = from.own(chunks);
                 report(work, |ask| Command::Referred { ask, chunks, peers }).await;
             }
             Some(Ok(Arrival::Delegate(chunks))) => {
-                let chunks = translated(&chunks);
+                let chunks = from.own(chunks);
                 report(work, |ask| Command::Delegated { ask, chunks }).await;
             }
             Some(Err(error)) => return Err(peer_failed(open, peer, &error)),
@@ -451,47 +466,43 @@ fn decode(to: &Decoded, mut decoder: SpanDecoder, mut pieces: mpsc::Receiver<Byt
     decoder.finish().map_err(DecodeError::Span)
 }
 
-/// Looks for holders of a layer and of its donors: those that the DHT names, and the peers that are connected.
+/// Looks for holders of a layer and of its donors.
 pub(super) async fn holders(work: Ask, open: Arc<OpenLayer>) {
-    let layer = open.diff_id();
     let own = async {
-        let asked = likely_holders(&work, layer).await.into_iter().map(|peer| tell_have(&work, &open, peer));
-        futures::future::join_all(asked).await;
-        let _ = work.reports.send(Command::HoldersFound { layer }).await;
+        ask_holders(&work, &open, None).await;
+        let _ = work.reports.send(Command::HoldersFound { layer: open.diff_id() }).await;
     };
     tokio::join!(own, donors(&work, &open));
 }
 
-async fn likely_holders(work: &Ask, layer: DiffId) -> Vec<PeerId> {
-    let Some(node) = &work.peers else { return Vec::new() };
-    let mut holders = node.find_holders(layer).await.unwrap_or_default();
-    holders.extend(node.peers().into_iter().filter(|peer| !holders.contains(peer)).collect::<Vec<_>>());
-    holders.truncate(HOLDERS_MAX);
-    holders
-}
-
 /// Looks for holders of a layer's donors.
 pub(super) async fn donors(work: &Ask, open: &OpenLayer) {
-    let asked = open.donors().into_iter().map(|donor| async move {
-        let holders = likely_holders(work, donor.table().diff_id()).await;
-        futures::future::join_all(holders.into_iter().map(|peer| tell_donor(work, open, &donor, peer))).await;
-    });
-    futures::future::join_all(asked).await;
+    let donors = open.donors();
+    futures::future::join_all(donors.iter().map(|donor| ask_holders(work, open, Some(donor)))).await;
 }
 
-async fn tell_donor(work: &Ask, open: &OpenLayer, donor: &Donor, peer: PeerId) {
+/// Asks what they have of a layer, or of a donor of it, those that the DHT names, and the peers that are connected.
+async fn ask_holders(work: &Ask, open: &OpenLayer, donor: Option<&Donor>) {
     let Some(node) = &work.peers else { return };
-    match node.have(peer, donor.table(), Instant::now() + HAVE_TIMEOUT).await {
-        Ok(runs) => {
-            let (layer, chunks) = (open.diff_id(), donor.holds(peer, &runs));
-            if !chunks.is_empty() {
-                let _ = work.reports.send(Command::PeerHas { peer, layer, chunks }).await;
+    let table = donor.map_or(open.layer.table(), Donor::table);
+    let mut holders = node.find_holders(table.diff_id()).await.unwrap_or_default();
+    holders.extend(node.peers().into_iter().filter(|peer| !holders.contains(peer)).collect::<Vec<_>>());
+    holders.truncate(HOLDERS_MAX);
+    let tell = |peer| async move {
+        match node.have(peer, table, Instant::now() + HAVE_TIMEOUT).await {
+            Ok(runs) => {
+                let chunks = match donor {
+                    Some(donor) => donor.holds(peer, &runs),
+                    None => runs,
+                };
+                if !chunks.is_empty() {
+                    let _ = work.reports.send(Command::PeerHas { peer, layer: open.diff_id(), chunks }).await;
+                }
             }
+            Err(error) => tracing::debug!(layer = %table.diff_id(), %peer, %error, "a peer does not say what it has"),
         }
-        Err(error) => {
-            tracing::debug!(donor = %donor.table().diff_id(), %peer, %error, "a peer does not say what it has")
-        }
-    }
+    };
+    futures::future::join_all(holders.into_iter().map(tell)).await;
 }
 
 /// Listens to what one peer has of a layer, and gets, until it has all of it or the layer is closed.
@@ -515,18 +526,6 @@ pub(super) async fn watch(work: Ask, open: Arc<OpenLayer>, peer: PeerId) {
                 return;
             }
         }
-    }
-}
-
-async fn tell_have(work: &Ask, open: &OpenLayer, peer: PeerId) {
-    let Some(node) = &work.peers else { return };
-    let layer = open.diff_id();
-    match node.have(peer, open.layer.table(), Instant::now() + HAVE_TIMEOUT).await {
-        Ok(chunks) if !chunks.is_empty() => {
-            let _ = work.reports.send(Command::PeerHas { peer, layer, chunks }).await;
-        }
-        Ok(_) => {}
-        Err(error) => tracing::debug!(%layer, %peer, %error, "a peer does not say what it has"),
     }
 }
 

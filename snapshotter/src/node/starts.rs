@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hermes_image::ids::{DiffId, Digest};
 use hermes_image::index::chunks::ChunkTable;
-use hermes_policy::profile::{PrefetchLimits, Profile, codec};
+use hermes_policy::profile::{Donor, PrefetchLimits, Profile, codec};
 use hermes_store::ImageRecord;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
@@ -259,12 +259,17 @@ impl Work {
 
     /// Lets who has an earlier version give what that has in common with this one. What is not known soon is used later.
     async fn take_donors(&self, profile: &Profile) {
-        let taken = profile.donors.iter().filter_map(|donor| {
-            let layer = profile.layers.get(usize::from(donor.layer))?;
-            let open = Arc::clone(self.job.layers.iter().find(|open| open.diff_id() == *layer)?);
-            let (fetch, donor) = (self.job.fetch.clone(), donor.clone());
+        let taken = self.job.layers.iter().filter_map(|open| {
+            let is_of = |donor: &&Donor| profile.layers.get(usize::from(donor.layer)) == Some(&open.diff_id());
+            let donors: Vec<Donor> = profile.donors.iter().filter(is_of).cloned().collect();
+            if donors.is_empty() {
+                return None;
+            }
+            let (open, fetch) = (Arc::clone(open), self.job.fetch.clone());
+            // What is not known soon is found out meanwhile.
             Some(tokio::spawn(async move {
-                if open.take_donor(donor.diff_id, donor.table).await {
+                let taken = donors.iter().map(|donor| open.take_donor(donor.diff_id, donor.table));
+                if futures::future::join_all(taken).await.contains(&true) {
                     fetch.find_donors(open.diff_id()).await;
                 }
             }))
