@@ -87,6 +87,7 @@ fn main() -> Result<()> {
     sets(&mut corpus)?;
     statements(&mut corpus)?;
     profiles(&mut corpus)?;
+    guesses(&mut corpus)?;
     messages(&mut corpus)?;
     documents(&mut corpus)?;
     members(&mut corpus)
@@ -176,13 +177,48 @@ fn sets(corpus: &mut Corpus) -> Result<()> {
     Ok(())
 }
 
+/// Commands of every kind that is known, with what they run.
+fn guesses(corpus: &mut Corpus) -> Result<()> {
+    // This program: a real ELF file, cut after its headers.
+    let elf = fs::read(env::current_exe()?)?;
+    let elf = &elf[..elf.len().min(4 << 10)];
+    let shell = br#"#!/bin/sh
+if [ -z "${APP}" ]; then . "$(dirname "$0")"/one.py; else JARS="${APP%/*}/jars"; fi
+case "${1#-}" in x|y*) set -- a "$@" ;; *) exec "${RUNNER:-java}" -cp "$JARS/*" Main "$@" ;; esac
+run() { for f in /bin/*; do [ -x "$f" ] && C+=("$f"); done; while read -r X; do a "$X"; done < <(a "$@" | a); }
+run x && exec "${C[@]:0:2}" || [[ $X == a* && ! -f /x ]]
+"#;
+    let cases: [(&str, &str, [&[u8]; 3]); 6] = [
+        ("elf", "a -x\nLD_LIBRARY_PATH=/lib:/app", [elf, elf, elf]),
+        ("shell", "/app/main -x\nAPP=/app/x", [shell, b"", b"export JARS=/app/jars\nreturn 0\n"]),
+        ("shell-c", "sh -c a;exec<<E\n", [b"", b"#!/bin/a", b""]),
+        (
+            "python",
+            "python3 -m main\nPYTHONPATH=/app",
+            [b"import one, os as o\nfrom . import x\n", b"", b"import main.a\n"],
+        ),
+        (
+            "node",
+            "node /app/main.js",
+            [b"const p = require('p');\nimport './main.py'", br#"{"main": "index"}"#, b"require('..')"],
+        ),
+        ("java", "java -Xmx1g -cp jars/*:/app/main Main", [b"", b"PK", b""]),
+    ];
+    for (name, command, contents) in cases {
+        let [run, runner, needed] = contents;
+        corpus.add("guess", name, join(&[command.as_bytes(), run, runner, needed]))?;
+    }
+    Ok(())
+}
+
 /// Starts of three shapes, one by one and together, and what is made of them.
 fn profiles(corpus: &mut Corpus) -> Result<()> {
     let start = |no: u32| {
         let touches = (0..40 * (no + 1)).map(|at| FirstTouch {
             at_ms: at * 7,
             layer: (at % 3) as u16,
-            chunk: (at * 37 + no) % 5000,
+            // The first and the last have most in common.
+            chunk: (at * 37 + no % 2) % 5000,
             waited: at % 2 == 0,
             source: TouchSource::ALL[(at % 4) as usize],
         });

@@ -13,6 +13,7 @@
 mod artifacts;
 mod erofs;
 mod exchange;
+mod guess;
 mod inflate;
 mod layer;
 mod members;
@@ -28,6 +29,7 @@ mod target;
 pub use artifacts::{chunk_table, runs, seek_table, toc, wire};
 pub use erofs::erofs_reader;
 pub use exchange::exchange_codec;
+pub use guess::guess;
 pub use inflate::{inflate_gzip, inflate_zstd};
 pub use layer::{layer_builder, span_decoder};
 pub use members::{ISSUER_SEED, certificate, grant, member_entry, member_message, revocation};

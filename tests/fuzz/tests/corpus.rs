@@ -40,6 +40,7 @@ targets! {
     fuzz_exchange_codec = "exchange_codec",
     fuzz_start_profile = "start_profile",
     fuzz_merge = "merge",
+    fuzz_guess = "guess",
     fuzz_certificate = "certificate",
     fuzz_grant = "grant",
     fuzz_revocation = "revocation",
