@@ -33,9 +33,9 @@ test: ## Everything that CI runs: the checks, then all tests
 check: ## Formatting, lints and dependency rules; warnings are errors
 	@$(call run,build,tools/check)
 
-bench: ## Index, read, file system, memory, swarm and status page benchmarks; prints tables
+bench: ## Index, read, full download, file system, memory, swarm and status page benchmarks; prints tables
 	@$(call run,bench,image=$(or $(IMAGE),oci:$$(tools/images spark | tail -n 1)) && \
-		for each in "index $$image" "read $$image" fs cgroup swarm page; do \
+		for each in "index $$image" "read $$image" "full $$image" fs cgroup swarm page; do \
 			cargo run --locked --release --bin hermes -- bench $$each $(ARGS); done)
 
 bench-start: ## From the pull to the first answer of real programs, in every way to start them; ARGS='--docs docs' writes it down

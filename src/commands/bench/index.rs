@@ -99,7 +99,7 @@ fn plain_gzip(blob: &Path) -> anyhow::Result<()> {
 }
 
 /// The library alone: no restart points, no hashes.
-fn inflate(blob: &Path) -> anyhow::Result<u64> {
+pub(super) fn inflate(blob: &Path) -> anyhow::Result<u64> {
     let mut decoder = Decoder::new(Compression::Gzip)?;
     let mut output = vec![0; PIECE_LEN_BYTES];
     let mut total = 0;

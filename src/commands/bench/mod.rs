@@ -7,6 +7,7 @@ mod builds;
 mod cgroup;
 mod controller;
 mod files;
+mod full;
 mod index;
 mod memory_cgroup;
 mod read;
@@ -15,6 +16,7 @@ mod report;
 mod stage;
 mod start;
 mod swarm;
+mod tools;
 mod workload;
 
 use clap::Subcommand;
@@ -34,6 +36,8 @@ pub(crate) enum BenchCommand {
     Recorder(recorder::RecorderArgs),
     /// How long real programs take from the pull to their first answer, in every way to start them; the benchmark that tells the truth.
     Start(start::StartArgs),
+    /// All of an image from a fast registry, against inflate on all cores and containerd's pull.
+    Full(full::FullArgs),
     /// What moving chunks between nodes and being in a swarm costs, against raw TCP.
     Swarm(swarm::SwarmArgs),
     /// A controller's builds on one core: an image of a gigabyte, and several at once.
@@ -53,6 +57,7 @@ pub(crate) async fn run(command: BenchCommand) -> anyhow::Result<()> {
         BenchCommand::Cgroup(args) => cgroup::run(args).await,
         BenchCommand::Recorder(args) => recorder::run(args).await,
         BenchCommand::Start(args) => start::run(args).await,
+        BenchCommand::Full(args) => full::run(args).await,
         BenchCommand::Swarm(args) => swarm::run(args).await,
         BenchCommand::Builds(args) => builds::run(args).await,
         BenchCommand::Controller(args) => controller::run(args).await,

@@ -33,6 +33,7 @@ use self::runs::Turn;
 use self::sample::{NODE_MBIT, Samples, verdicts};
 use self::subject::{RECIPES, Subject};
 use self::way::Session;
+use super::tools;
 use crate::output::failure;
 
 /// Arguments of `hermes bench start`.
@@ -78,18 +79,8 @@ impl StartArgs {
         all.filter(|session| self.ways.is_empty() || self.ways.contains(session)).collect()
     }
 
-    /// What a tool of the source tree says is the place of what it has made.
     fn made_by(&self, tool: &str, what: &str) -> anyhow::Result<PathBuf> {
-        let path = std::path::absolute(self.tools.join(tool))?;
-        if !path.exists() {
-            let message = format!(
-                "{} is missing; run the benchmark in the source tree, or by `make bench-start`",
-                path.display()
-            );
-            return Err(failure(FailureClass::Usage, message));
-        }
-        let printed = String::from_utf8(run_program(Command::new(path).arg(what))?)?;
-        printed.lines().last().map(PathBuf::from).with_context(|| format!("{tool} {what} did not say where it is"))
+        tools::made_by(&self.tools, tool, what)
     }
 
     /// Name and layout of each image, with its tag where it is none of ours.

@@ -1,0 +1,137 @@
+//! `hermes bench full`: all of an image from a fast registry, against inflate on all cores and against containerd's pull.
+//!
+//! The registry is this process, on loopback and without a limit, so that what is measured is what becomes of the bytes: fetched,
+//! inflated, checked chunk by chunk and stored by Hermes; fetched, checked, inflated and unpacked into an overlay's folders by
+//! containerd. Registry and node share the cores.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::bail;
+use clap::Args;
+use hermes_lab::containerds::Host;
+use hermes_registry::{Layout, Registry};
+use hermes_snapshotter::index_folder::IndexFolder;
+use hermes_snapshotter::node::keys;
+
+use super::report::{self, Line};
+use super::{index, tools};
+use crate::commands::ImageArgs;
+use crate::commands::child::{ChildMount, ChildNode};
+
+/// Arguments of `hermes bench full`.
+#[derive(Debug, Args)]
+pub(crate) struct FullArgs {
+    /// An OCI layout whose layers are gzip's, as oci:PATH.
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    /// Rounds; the best of each figure counts, because noise only ever adds.
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// The folder with the tool that unpacks containerd, as in the source tree.
+    #[arg(long, value_name = "DIR", default_value = "tools")]
+    tools: PathBuf,
+    /// Where nodes keep what they have; must be on the disk that is to be measured.
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    dir: PathBuf,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Best seconds of each part.
+struct Best {
+    ours: f64,
+    theirs: f64,
+    inflate: f64,
+}
+
+/// Runs the benchmark.
+pub(super) async fn run(args: FullArgs) -> anyhow::Result<()> {
+    let Some(path) = args.image.strip_prefix("oci:") else { bail!("give a layout, as oci:PATH") };
+    let programs = tools::made_by(&args.tools, "containerd", "2")?;
+    let work = tempfile::Builder::new().prefix("hermes-bench-").tempdir_in(&args.dir)?;
+    let registry = Registry::open(path, hermes_registry::Options::default())?;
+    let registry = registry.start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
+    let reference = format!("{}/bench:latest", registry.address());
+    let named = ImageArgs { image: reference.clone(), platform: None, plain_http: true };
+    let (origin, image) = crate::commands::index::resolve(&named).await?;
+    let layout = Layout::open(path)?;
+    let mut blobs = Vec::new();
+    for layer in &image.layers {
+        if !layer.media_type.as_deref().is_some_and(|kind| kind.ends_with("gzip")) {
+            bail!("layer {} is not compressed by gzip, which is what is compared with", layer.layer);
+        }
+        blobs.push(layout.blob_path(&layer.layer.into()));
+    }
+    let key = keys::load_or_create(&work.path().join("index-key"))?;
+    let folder = IndexFolder::new(work.path().join("indexes"));
+    crate::commands::index::build_into(&origin, &image, &folder, &key).await?;
+    let trusted = key.public().to_string();
+    let compressed: u64 = image.layers.iter().map(|layer| layer.len_bytes).sum();
+    let lines = tokio::task::spawn_blocking(move || {
+        let mut best = Best { ours: f64::MAX, theirs: f64::MAX, inflate: f64::MAX };
+        let mut logical = 0;
+        for round in 0..args.rounds {
+            // First, so that the blobs are in memory for the others.
+            let started = Instant::now();
+            logical = blobs.iter().map(|blob| index::inflate(blob)).try_fold(0, |sum, len| len.map(|len| sum + len))?;
+            best.inflate = best.inflate.min(started.elapsed().as_secs_f64());
+            best.ours = best.ours.min(ours(work.path(), round, &reference, &folder, &trusted)?);
+            best.theirs = best.theirs.min(theirs(&programs, &reference)?);
+        }
+        anyhow::Ok(report_lines(&best, compressed, logical))
+    });
+    let lines = lines.await??;
+    registry.shutdown().await;
+    report::print("all of an image from a fast registry", &lines, args.json)
+}
+
+/// Mounts the image and fetches all of it, on a node that has nothing.
+fn ours(work: &Path, round: u32, image: &str, folder: &IndexFolder, trusted: &str) -> anyhow::Result<f64> {
+    let dir = work.join(format!("round-{round}"));
+    let node = ChildNode::new(&dir, "node")?;
+    let mount = ChildMount { image, index: Some((folder.path(), trusted)), ..ChildMount::default() };
+    let started = Instant::now();
+    node.mount(&mount)?;
+    node.complete()?;
+    let took = started.elapsed().as_secs_f64();
+    drop(node);
+    fs::remove_dir_all(dir)?;
+    Ok(took)
+}
+
+/// Pulls and unpacks the image with a containerd that has nothing.
+fn theirs(programs: &Path, image: &str) -> anyhow::Result<f64> {
+    let host = Host::with(programs.to_owned(), "bench")?;
+    fs::write(host.config(), host.default_config()?)?;
+    let containerd = host.start()?;
+    let started = Instant::now();
+    containerd.ctr_says(&["images", "pull", "--plain-http", "--snapshotter", "overlayfs", image])?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+fn report_lines(best: &Best, compressed: u64, logical: u64) -> Vec<Line> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let speed = |seconds: f64| format!("{:.0} MB/s of output", logical as f64 / seconds / 1e6);
+    let what = |against: &str| format!("{} MB, {} MB unpacked, {against}", compressed / 1_000_000, logical / 1_000_000);
+    let all_cores = best.inflate / cores as f64;
+    vec![
+        Line {
+            what: what("against the library's inflate"),
+            figure: speed(best.ours),
+            against: format!("{cores} cores x {}", speed(best.inflate)),
+            ratio: all_cores / best.ours,
+            reach: ">= 0.9",
+        },
+        Line {
+            what: what("against containerd's pull"),
+            figure: format!("{:.2} s", best.ours),
+            against: format!("{:.2} s", best.theirs),
+            ratio: best.theirs / best.ours,
+            reach: ">= 1.5",
+        },
+    ]
+}
