@@ -7,7 +7,8 @@
 //! wait go first, as always.
 //!
 //! It is a guess that is made while the start goes on, bounded as a profile's prefetch is ([`PrefetchLimits`]): by what may be
-//! under way, and by what was fetched and nobody has read.
+//! under way, and by what was fetched and nobody has read. Most of it is never read, so it gives way: as soon as batches come late,
+//! which is when they, and readers with them, wait for each other on a link or a processor, less may be under way.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -18,7 +19,11 @@ use hermes_image::runs::Runs;
 
 use super::prefetch::{Batch, Flow, PrefetchLimits};
 use crate::geometry::LayerGeometry;
+use crate::time::{Duration, Instant};
 
+/// How much longer than the quickest one a batch may take: what a reader waits, at worst, behind what is under way here. As much as
+/// two round trips to a registry.
+const LATE: Duration = Duration::from_millis(40);
 /// Uncompressed bytes that the first circle reaches ahead of a chunk, and behind it. Of the reads of a Python service and of a
 /// Spark master that follow nothing which was read before, two thirds are within that; more of them behind than ahead.
 const FIRST_REACH_BYTES: u64 = 1 << 20;
@@ -55,10 +60,35 @@ struct Circle {
     chunk: u32,
 }
 
+/// Whether batches come in time.
+#[derive(Debug, Default)]
+struct Pace {
+    least: Option<Duration>,
+    /// When less was put under way. What was asked for before says nothing of what that helps.
+    slowed: Option<Instant>,
+}
+
+impl Pace {
+    fn note(&mut self, asked: Instant, now: Instant, bytes: u64, flow: &mut Flow) {
+        let took = now.since(asked);
+        let least = *self.least.insert(self.least.map_or(took, |least| least.min(took)));
+        match self.slowed {
+            Some(slowed) if asked < slowed => {}
+            _ if took > least + LATE => {
+                self.slowed = Some(now);
+                flow.halve();
+            }
+            Some(_) => flow.widen_gently(bytes),
+            None => flow.widen(bytes),
+        }
+    }
+}
+
 /// A prefetch around what one start reads.
 #[derive(Debug)]
 pub struct Near {
     flow: Flow,
+    pace: Pace,
     layers: Vec<Around>,
     circles: BinaryHeap<Circle>,
     reads: u64,
@@ -73,7 +103,8 @@ impl Near {
             asked: Runs::new(),
         };
         let layers = geometries.iter().map(around).collect();
-        Self { flow: Flow::new(limits), layers, circles: BinaryHeap::new(), reads: 0 }
+        let (flow, pace) = (Flow::new(limits), Pace::default());
+        Self { flow, pace, layers, circles: BinaryHeap::new(), reads: 0 }
     }
 
     /// The start has read `chunk` for the first time. What does not exist is left out.
@@ -91,8 +122,9 @@ impl Near {
     }
 
     /// A batch of so many bytes is over, however it ended.
-    pub fn ended(&mut self, bytes: u64) {
+    pub fn ended(&mut self, bytes: u64, asked: Instant, now: Instant) {
         self.flow.ended(bytes);
+        self.pace.note(asked, now, bytes, &mut self.flow);
     }
 
     /// What to ask for now, empty when that has to wait for [`Self::ended`], [`Self::used`] or [`Self::read`]; `missing` says
@@ -161,7 +193,7 @@ mod tests {
             }
             for batch in batches {
                 total += batch.bytes;
-                near.ended(batch.bytes);
+                near.ended(batch.bytes, Instant::ZERO, Instant::ZERO);
                 order.push(batch);
             }
             near.used(total);
@@ -220,11 +252,58 @@ mod tests {
             for batch in batches {
                 assert!(batch.chunks.first().is_some_and(|run| run.start >= 500), "{batch:?}");
                 total += batch.bytes;
-                near.ended(batch.bytes);
+                near.ended(batch.bytes, Instant::ZERO, Instant::ZERO);
             }
         }
         assert!((limits.ahead_bytes..2 * limits.ahead_bytes).contains(&total), "{total}");
         near.used(total);
         assert!(!near.next(half).is_empty(), "it goes on when they are read");
+    }
+
+    /// What is used of a link of `rate` bytes a second that nothing else uses, and how long batches wait for each other at most once
+    /// that was found out; in `seconds`.
+    fn over_a_link(rate: u64, seconds: u64) -> (f64, Duration) {
+        let far = Duration::from_millis(20);
+        let end = Instant::ZERO + Duration::from_secs(seconds);
+        let geometry = Arc::new(LayerGeometry::new(vec![CHUNK; 1_000_000]).expect("valid"));
+        let mut near = Near::new(
+            &BTreeMap::from([(A, geometry)]),
+            PrefetchLimits { ahead_bytes: u64::MAX, ..PrefetchLimits::near() },
+        );
+        (0..1_000_000).step_by(REACH as usize).for_each(|chunk| near.read(A, chunk));
+        let (mut now, mut free, mut came, mut waited) = (Instant::ZERO, Instant::ZERO, 0, Duration::ZERO);
+        let mut under_way = std::collections::VecDeque::new();
+        while now < end {
+            loop {
+                let batches = near.next(all);
+                if batches.is_empty() {
+                    break;
+                }
+                for batch in batches {
+                    free = free.max(now) + Duration::from_nanos(batch.bytes * 1_000_000_000 / rate);
+                    under_way.push_back((batch.bytes, now, free + far));
+                }
+            }
+            let (bytes, asked, at) = under_way.pop_front().expect("something is always under way");
+            let alone = far + Duration::from_nanos(bytes * 1_000_000_000 / rate);
+            if asked > Instant::ZERO + Duration::from_secs(3) {
+                waited = waited.max(at.since(asked) - alone);
+            }
+            now = at;
+            came += bytes;
+            near.ended(bytes, asked, now);
+        }
+        (came as f64 / (rate * seconds) as f64, waited)
+    }
+
+    #[test]
+    fn it_fills_an_idle_link_and_keeps_nobody_waiting_long() {
+        for mb_per_second in [5, 50, 500] {
+            let rate = mb_per_second * 1_000_000;
+            let (used, waited) = over_a_link(rate, 10);
+            // One batch is always asked for, and one more to see whether there is room again.
+            let batch = Duration::from_nanos(PrefetchLimits::near().first_batch_bytes * 1_000_000_000 / rate);
+            assert!(used > 0.9 && waited <= LATE + 2 * batch, "{mb_per_second} MB/s: {used:.2}, {waited:?}");
+        }
     }
 }

@@ -92,6 +92,8 @@ impl Batch {
 #[derive(Debug)]
 pub(super) struct Flow {
     limits: PrefetchLimits,
+    /// What may be under way now.
+    window_bytes: u64,
     flight_bytes: u64,
     done_bytes: u64,
     used_bytes: u64,
@@ -99,23 +101,19 @@ pub(super) struct Flow {
 
 impl Flow {
     pub(super) fn new(limits: PrefetchLimits) -> Self {
-        Self { limits, flight_bytes: 0, done_bytes: 0, used_bytes: 0 }
-    }
-
-    /// What may be under way now.
-    fn window(&self) -> u64 {
-        (self.limits.first_flight_bytes + self.done_bytes).min(self.limits.flight_bytes)
+        let window_bytes = limits.first_flight_bytes.min(limits.flight_bytes);
+        Self { limits, window_bytes, flight_bytes: 0, done_bytes: 0, used_bytes: 0 }
     }
 
     /// Whether more may be asked for.
     pub(super) fn has_room(&self) -> bool {
         let ahead = (self.done_bytes + self.flight_bytes).saturating_sub(self.used_bytes);
-        self.flight_bytes < self.window() && ahead < self.limits.ahead_bytes
+        self.flight_bytes < self.window_bytes && ahead < self.limits.ahead_bytes
     }
 
     /// How much at once.
     pub(super) fn batch_bytes(&self) -> u64 {
-        (self.window() / 8).clamp(self.limits.first_batch_bytes, self.limits.batch_bytes)
+        (self.window_bytes / 8).clamp(self.limits.first_batch_bytes, self.limits.batch_bytes)
     }
 
     /// So much was asked for.
@@ -127,6 +125,21 @@ impl Flow {
     pub(super) fn ended(&mut self, bytes: u64) {
         self.flight_bytes = self.flight_bytes.saturating_sub(bytes);
         self.done_bytes += bytes;
+    }
+
+    /// So much more may be under way.
+    pub(super) fn widen(&mut self, bytes: u64) {
+        self.window_bytes = (self.window_bytes + bytes).min(self.limits.flight_bytes);
+    }
+
+    /// As [`Self::widen`] when all that may be under way is one batch more once it came: how what shares a link keeps to it.
+    pub(super) fn widen_gently(&mut self, bytes: u64) {
+        self.widen(self.limits.first_batch_bytes * bytes / self.window_bytes.max(1));
+    }
+
+    /// Half as much may be under way, but one of the first batches always.
+    pub(super) fn halve(&mut self) {
+        self.window_bytes = (self.window_bytes / 2).max(self.limits.first_batch_bytes);
     }
 
     /// So much of what came has been read, all in all. Less than before changes nothing.
@@ -234,6 +247,7 @@ impl Prefetch {
     /// A batch of so many bytes is over, however it ended.
     pub fn ended(&mut self, bytes: u64) {
         self.flow.ended(bytes);
+        self.flow.widen(bytes);
     }
 
     /// What the start has read, all in all. Less than before changes nothing.

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use hermes_image::ids::{ChunkRange, DiffId};
 use hermes_image::runs::Runs;
 use hermes_policy::geometry::LayerGeometry;
 use hermes_policy::profile::{Batch, Near, Prefetch, PrefetchLimits, PrefetchState, Profile};
+use hermes_policy::time;
 use tokio::time::MissedTickBehavior;
 
 use super::start::Start;
@@ -72,8 +73,8 @@ trait Plan {
     fn look(&mut self, start: &Start);
     /// What to ask for now, as far as it is `missing`.
     fn next(&mut self, missing: impl FnMut(DiffId, ChunkRange) -> Runs) -> Vec<Batch>;
-    /// A batch of so many bytes is over.
-    fn ended(&mut self, bytes: u64);
+    /// A batch of so many bytes that was asked for at `asked` is over.
+    fn ended(&mut self, bytes: u64, asked: time::Instant, now: time::Instant);
     /// Whether there will be more.
     fn state(&self) -> PrefetchState;
 }
@@ -95,7 +96,7 @@ impl Plan for ByProfile {
         self.policy.next(missing)
     }
 
-    fn ended(&mut self, bytes: u64) {
+    fn ended(&mut self, bytes: u64, _: time::Instant, _: time::Instant) {
         self.policy.ended(bytes);
     }
 
@@ -128,8 +129,8 @@ impl Plan for AroundReads {
         self.policy.next(missing)
     }
 
-    fn ended(&mut self, bytes: u64) {
-        self.policy.ended(bytes);
+    fn ended(&mut self, bytes: u64, asked: time::Instant, now: time::Instant) {
+        self.policy.ended(bytes, asked, now);
     }
 
     fn state(&self) -> PrefetchState {
@@ -158,7 +159,9 @@ impl PrefetchJob {
     async fn carry_out<P: Plan>(&self, mut plan: P) -> PrefetchEnd {
         let open: BTreeMap<DiffId, &Arc<OpenLayer>> =
             self.layers.iter().map(|layer| (layer.diff_id(), layer)).collect();
-        let deadline = Instant::now() + PREFETCH_MAX;
+        let began = Instant::now();
+        let deadline = began + PREFETCH_MAX;
+        let now = || time::Instant::ZERO + began.elapsed();
         let (mut under_way, mut failures) = (FuturesUnordered::new(), 0);
         // However often batches end: what is read meanwhile says what to fetch next.
         let mut looks = tokio::time::interval(P::LOOK_EVERY);
@@ -173,7 +176,8 @@ impl PrefetchJob {
                 }
                 for batch in batches {
                     self.start.prefetching(batch.layer, &batch.chunks);
-                    under_way.push(self.get(batch, deadline));
+                    let asked = now();
+                    under_way.push(self.get(batch, deadline).map(move |(batch, came)| (batch, asked, came)));
                 }
             }
             match plan.state() {
@@ -185,8 +189,8 @@ impl PrefetchJob {
                 return PrefetchEnd::Failed;
             }
             tokio::select! {
-                Some((batch, came)) = under_way.next(), if !under_way.is_empty() => {
-                    plan.ended(batch.bytes);
+                Some((batch, asked, came)) = under_way.next(), if !under_way.is_empty() => {
+                    plan.ended(batch.bytes, asked, now());
                     match came {
                         Came::All => failures = 0,
                         Came::NoRoom => return PrefetchEnd::NoRoom,
