@@ -2,7 +2,7 @@
 //!
 //! Owns the reading and writing of layouts on the disk ([`Layout`], [`LayoutWriter`]), the documents of an image
 //! ([`oci`]), and a server for the pulling half of the OCI distribution specification 1.1 ([`Registry`]). The server
-//! never writes and never holds a blob in memory; it can ask for passwords or tokens, and can behave as if it stood
+//! never writes and never holds a blob in memory; it can ask for passwords or tokens, speak TLS, and behave as if it stood
 //! behind a slow or distant link.
 
 mod answer;

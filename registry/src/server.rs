@@ -16,9 +16,12 @@ use axum::Router;
 use http::HeaderMap;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::Refusal;
@@ -31,7 +34,7 @@ use crate::router::router;
 /// buffers of some 100 KiB.
 const MAX_CONNECTIONS: usize = 1024;
 
-/// Time that a client has to send a request's head, and that an idle connection is kept.
+/// Time that a client has for a TLS handshake, to send a request's head, and that an idle connection is kept.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Time that requests under way have to finish once the server is told to end.
@@ -172,6 +175,20 @@ impl Registry {
     /// Serves `listener` until `shutdown` is over and requests under way are done or cut off. Dropping the future cuts
     /// off everything at once.
     pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+        self.accept(listener, None, shutdown).await;
+    }
+
+    /// The same over TLS. The latency counts once for the connection; the flights of the handshake are not delayed.
+    pub async fn serve_tls(
+        &self,
+        listener: TcpListener,
+        config: Arc<ServerConfig>,
+        shutdown: impl Future<Output = ()>,
+    ) {
+        self.accept(listener, Some(TlsAcceptor::from(config)), shutdown).await;
+    }
+
+    async fn accept(&self, listener: TcpListener, tls: Option<TlsAcceptor>, shutdown: impl Future<Output = ()>) {
         let router = self.router();
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let draining = CancellationToken::new();
@@ -190,9 +207,10 @@ impl Registry {
             match accepted {
                 Ok((stream, _)) => {
                     let (router, draining, shared) = (router.clone(), draining.clone(), Arc::clone(&self.shared));
+                    let tls = tls.clone();
                     connections.spawn(async move {
                         shared.link.round_trip().await;
-                        connection(stream, router, draining).await;
+                        connection(stream, tls, router, draining).await;
                         drop(slot);
                     });
                 }
@@ -225,9 +243,18 @@ impl Registry {
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, draining: CancellationToken) {
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, router: Router, draining: CancellationToken) {
     // Small answers must not wait for the acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
+    let Some(tls) = tls else { return requests(stream, router, draining).await };
+    match tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
+        Ok(Ok(stream)) => requests(stream, router, draining).await,
+        Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+        Err(_) => tracing::debug!("a TLS handshake took too long"),
+    }
+}
+
+async fn requests(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router, draining: CancellationToken) {
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

@@ -46,11 +46,15 @@ fn image(dir: &Path) -> Result<Layout> {
     Ok(layout)
 }
 
+/// Where SOCI keeps its state, whatever it is told.
+const SOCI_STATE: &str = "/var/lib/soci-snapshotter-grpc";
+
 /// The benchmark with one round, at one link, below `dir`.
 fn benchmark(dir: &Path, layout: &Layout) -> Command {
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools");
     let mut command = Command::new(env!("CARGO_BIN_EXE_hermes"));
-    command.args(["bench", "start", "--rounds", "1", "--link", "1000", "--way", "containerd", "--way", "cold"]);
+    command.args(["bench", "start", "--rounds", "1", "--link", "1000"]);
+    command.args(["--way", "containerd", "--way", "soci", "--way", "cold"]);
     command.arg("--image").arg(format!("oci:{}:v1", layout.dir().display()));
     command.arg("--tools").arg(tools).arg("--dir").arg(dir).stdin(Stdio::null());
     command
@@ -64,17 +68,19 @@ fn is_empty(dir: &Path) -> Result<bool> {
 fn starts_are_measured_and_nothing_is_left() -> Result<()> {
     let scratch = ScratchDir::new("b")?;
     let (layout, dir, json) = (image(scratch.path())?, scratch.make("d")?, scratch.path().join("runs.json"));
+    let had_soci = Path::new(SOCI_STATE).exists();
     run(benchmark(&dir, &layout).arg("--json").arg(&json))?;
+    ensure!(Path::new(SOCI_STATE).exists() == had_soci, "SOCI's state is left");
     let all: Value = serde_json::from_slice(&fs::read(json)?)?;
     let samples = all["runs"]["samples"].as_array().context("no samples")?;
     let ways: Vec<&str> = samples.iter().filter_map(|sample| sample["way"].as_str()).collect();
-    ensure!(ways == ["containerd", "unpacked", "unpacked-hot", "cold"], "{ways:?}");
+    ensure!(ways == ["containerd", "unpacked", "unpacked-hot", "soci", "cold"], "{ways:?}");
     for sample in samples {
         let seconds = |name: &str| sample[name].as_f64().with_context(|| format!("no {name}"));
         ensure!(seconds("ready_s")? <= seconds("started_s")?, "{sample}");
         ensure!(seconds("started_s")? <= seconds("answer_s")?, "{sample}");
         let is_pulled = sample["registry_bytes"].as_u64().context("no bytes")? > 0;
-        ensure!(is_pulled == matches!(sample["way"].as_str(), Some("containerd" | "cold")), "{sample}");
+        ensure!(is_pulled == matches!(sample["way"].as_str(), Some("containerd" | "soci" | "cold")), "{sample}");
     }
     ensure!(is_empty(&dir)?, "the folder of the run is left");
     Ok(())

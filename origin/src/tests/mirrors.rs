@@ -12,7 +12,6 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::server::WebPkiClientVerifier;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 
 use super::harness::{Fault, Rig, amd64, collect, ramp, soon};
 use crate::{ClientCertificate, ErrorClass, OriginClient, OriginConfig, Timeouts};
@@ -63,25 +62,11 @@ impl Tls {
             }
         };
         let config = builder.with_single_cert(vec![certificate.der().clone()], key).expect("a configuration");
-        let acceptor = TlsAcceptor::from(Arc::new(config));
         let registry = Registry::open(layout, Options { auth, ..Options::default() }).expect("a registry");
-        let router = registry.router();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let mut serving = JoinSet::new();
-        serving.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                let (acceptor, router) = (acceptor.clone(), router.clone());
-                connections.spawn(async move {
-                    // Clients that do not believe it, or are not believed, are what is tested.
-                    let Ok(stream) = acceptor.accept(stream).await else { return };
-                    let service = hyper_util::service::TowerToHyperService::new(router);
-                    let http = hyper::server::conn::http1::Builder::new();
-                    let _ = http.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await;
-                });
-            }
-        });
+        let (served, mut serving) = (registry.clone(), JoinSet::new());
+        serving.spawn(async move { served.serve_tls(listener, Arc::new(config), std::future::pending()).await });
         Self { address, registry, _serving: serving }
     }
 }

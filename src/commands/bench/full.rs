@@ -51,7 +51,7 @@ struct Best {
 /// Runs the benchmark.
 pub(super) async fn run(args: FullArgs) -> anyhow::Result<()> {
     let Some(path) = args.image.strip_prefix("oci:") else { bail!("give a layout, as oci:PATH") };
-    let programs = tools::made_by(&args.tools, "containerd", "2")?;
+    let programs = tools::made_by(&args.tools, "containerd", &["2"])?;
     let work = tempfile::Builder::new().prefix("hermes-bench-").tempdir_in(&args.dir)?;
     let registry = Registry::open(path, hermes_registry::Options::default())?;
     let registry = registry.start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;

@@ -9,16 +9,17 @@ use hermes_snapshotter::control::FailureClass;
 
 use crate::output::failure;
 
-/// What `tool` in the folder `tools` says is the place of what it has made of `what`.
+/// What `tool` in the folder `tools` says is the place of what it has made.
 ///
 /// # Errors
 /// When it is not there, or fails.
-pub(super) fn made_by(tools: &Path, tool: &str, what: &str) -> anyhow::Result<PathBuf> {
+pub(super) fn made_by(tools: &Path, tool: &str, arguments: &[&str]) -> anyhow::Result<PathBuf> {
     let path = std::path::absolute(tools.join(tool))?;
     if !path.exists() {
         let message = format!("{} is missing; run the benchmark in the source tree, or by `make`", path.display());
         return Err(failure(FailureClass::Usage, message));
     }
-    let printed = String::from_utf8(run_program(Command::new(path).arg(what))?)?;
-    printed.lines().last().map(PathBuf::from).with_context(|| format!("{tool} {what} did not say where it is"))
+    let printed = String::from_utf8(run_program(Command::new(path).args(arguments))?)?;
+    let place = printed.lines().last().map(PathBuf::from);
+    place.with_context(|| format!("{tool} {arguments:?} did not say where it is"))
 }

@@ -5,12 +5,14 @@
 //! and networks. It is killed itself when this one ends. What is left then is the folder of the run and the control groups of
 //! its containers, and sweepers remove those, also when this process is killed.
 
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 use hermes_lab::guard::{ScratchDir, Sweeper};
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, mount, mount_bind_recursive};
 
 /// Longest path of the folder that a run is in: a socket's path has at most 107 bytes (unix(7)), and below the folder that of
 /// containerd's is 77 bytes long.
@@ -49,4 +51,23 @@ pub(super) fn name(work: &Path) -> String {
 /// Puts a folder of this run's own in the place where runtimes keep their state.
 pub(super) fn settle() -> anyhow::Result<()> {
     mount("none", "/run", "tmpfs", MountFlags::empty(), Some(c"mode=755")).context("cannot mount a folder for runtimes")
+}
+
+/// Makes an empty `folder` of this run's own, for a program that keeps its state there whatever it is told. What else is beside it
+/// stays where it was, by links; the machine's own folder of that name is out of sight and untouched.
+pub(super) fn own_folder(folder: &Path) -> anyhow::Result<()> {
+    let (beside, name) = folder.parent().zip(folder.file_name()).context("a folder without a name")?;
+    // In the place that `settle` has made, where nothing is the machine's.
+    let real = Path::new("/run/beside").join(name);
+    fs::create_dir_all(&real)?;
+    mount_bind_recursive(beside, &real).with_context(|| format!("cannot show {} elsewhere", beside.display()))?;
+    mount("none", beside, "tmpfs", MountFlags::empty(), Some(c"mode=755"))
+        .context("cannot mount a folder for states")?;
+    for entry in fs::read_dir(&real)? {
+        let other = entry?.file_name();
+        if other != name {
+            symlink(real.join(&other), beside.join(&other))?;
+        }
+    }
+    fs::create_dir(folder).with_context(|| folder.display().to_string())
 }

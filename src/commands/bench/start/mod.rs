@@ -2,8 +2,8 @@
 //! is, on one machine and in one run.
 //!
 //! The command starts itself again in namespaces of its own ([`isolated`]), where nothing outlives it, however it ends. There
-//! it makes the images' next versions ([`subject`]), networks and a registry ([`rig`]), has starts recorded ([`prepare`]), and
-//! then runs all [`way`]s in turns, round by round ([`runs`]). What came of it are [`sample`]s, shown as a [`table`] and a
+//! it makes the images' next versions ([`subject`]), networks and a registry ([`rig`]), has starts recorded ([`prepare`]) and the
+//! images indexed for another lazy loader ([`soci`]), and then runs all [`way`]s in turns, round by round ([`runs`]). What came of it are [`sample`]s, shown as a [`table`] and a
 //! [`plot`], and put into a document ([`document`]).
 
 mod document;
@@ -13,6 +13,7 @@ mod prepare;
 mod rig;
 mod runs;
 mod sample;
+mod soci;
 mod subject;
 mod table;
 mod way;
@@ -79,8 +80,8 @@ impl StartArgs {
         all.filter(|session| self.ways.is_empty() || self.ways.contains(session)).collect()
     }
 
-    fn made_by(&self, tool: &str, what: &str) -> anyhow::Result<PathBuf> {
-        tools::made_by(&self.tools, tool, what)
+    fn made_by(&self, tool: &str, arguments: &[&str]) -> anyhow::Result<PathBuf> {
+        tools::made_by(&self.tools, tool, arguments)
     }
 
     /// Name and layout of each image, with its tag where it is none of ours.
@@ -92,7 +93,7 @@ impl StartArgs {
 
     fn source(&self, name: &str) -> anyhow::Result<Source> {
         if let Some(recipe) = RECIPES.iter().position(|recipe| recipe.name == name) {
-            return Ok(Source::Recipe(recipe, self.made_by("images", name)?));
+            return Ok(Source::Recipe(recipe, self.made_by("images", &[name])?));
         }
         let Some(place) = name.strip_prefix("oci:") else {
             return Err(failure(
@@ -128,7 +129,10 @@ pub(super) async fn run(args: StartArgs) -> anyhow::Result<()> {
         // What takes long, or needs the network, is made out here.
         None => {
             args.sources()?;
-            args.made_by("containerd", "2")?;
+            args.made_by("containerd", &["2"])?;
+            if args.sessions().contains(&Session::Soci) {
+                args.made_by("soci", &[]).context("leave SOCI out by naming the other ways with --way")?;
+            }
             isolated::run(&args.dir)
         }
         Some(work) => inside(&args, &work).await,
@@ -137,7 +141,7 @@ pub(super) async fn run(args: StartArgs) -> anyhow::Result<()> {
 
 async fn inside(args: &StartArgs, work: &Path) -> anyhow::Result<()> {
     isolated::settle()?;
-    let (repositories, programs) = (work.join("repositories"), args.made_by("containerd", "2")?);
+    let (repositories, programs) = (work.join("repositories"), args.made_by("containerd", &["2"])?);
     let mut subjects = Vec::new();
     for source in args.sources()? {
         let subject = match source {
@@ -181,6 +185,9 @@ fn measure(args: &StartArgs, mut rig: Rig, mut subjects: Vec<Subject>) -> anyhow
         }
         subject.learn(&index, &touched)?;
         samples.facts.insert(subject.name.clone(), subject.facts.clone());
+    }
+    if wants(&[Session::Soci]) {
+        rig.prepare_soci(args.made_by("soci", &[])?, &subjects)?;
     }
     if wants(&[Session::Peer, Session::Complete, Session::Next]) {
         eprintln!("the peer fetches all images");

@@ -19,7 +19,7 @@ const BAR: f64 = 14.0;
 const GROUP_HEAD: f64 = 40.0;
 const BOTTOM: f64 = 44.0;
 /// The ways that are drawn: those that a user has the choice of.
-const DRAWN: [Way; 6] = [Way::Containerd, Way::Cold, Way::Profile, Way::Peer, Way::Unpacked, Way::Complete];
+const DRAWN: [Way; 7] = [Way::Containerd, Way::Soci, Way::Cold, Way::Profile, Way::Peer, Way::Unpacked, Way::Complete];
 /// Colours of a light and of a dark page.
 const STYLE: &str = "\
 :root{--page:#ffffff;--ink:#1d2733;--pale:#5b6875;--line:#d9dfe5;--ours:#1769aa;--theirs:#9aa6b2;--local:#5f9e6e;--bound:#c2410c}\
@@ -150,7 +150,7 @@ mod tests {
         assert!(picture.starts_with("<svg ") && picture.ends_with("</svg>\n"));
         assert!(picture.contains("Apache Spark &lt;master&gt;") && !picture.contains("<master>"));
         assert_eq!(picture.matches("class=\"bound\"").count(), 3, "one in the key, one for each link");
-        for way in [Way::Containerd, Way::Cold, Way::Peer] {
+        for way in [Way::Containerd, Way::Soci, Way::Cold, Way::Peer] {
             assert!(picture.contains(way.title()), "{way:?}");
         }
     }

@@ -11,6 +11,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -25,6 +26,7 @@ use hermes_snapshotter::status::BySource;
 
 use super::isolated;
 use super::sample::{NODE_MBIT, Sample};
+use super::soci::Soci;
 use super::subject::{OLD, Subject};
 use super::way::Way;
 use crate::commands::bench::workload::drop_caches;
@@ -33,13 +35,15 @@ use crate::commands::probe;
 /// How much later a connection is served, and a request answered, than without the distance to the registry.
 const LATENCY: Duration = Duration::from_millis(20);
 /// Where the registry listens.
-const REGISTRY_PORT: u16 = 5000;
+pub(super) const REGISTRY_PORT: u16 = 5000;
 /// Where nodes listen for each other.
 const PEER_PORT: u16 = 7800;
 /// How often the service is asked whether it answers.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a start may take: much longer than the slowest of them over the slowest link.
 const ANSWER_MAX: Duration = Duration::from_secs(300);
+/// How long a client may take, in Go's words.
+const CLIENT_TIMEOUT: &str = "300s";
 /// The measured node and its neighbour, by their numbers.
 pub(super) const NODE: usize = 0;
 const PEER: usize = 1;
@@ -50,7 +54,7 @@ pub(super) struct Rig {
     /// The command that nodes run.
     hermes: PathBuf,
     /// containerd, runc and the rest.
-    programs: PathBuf,
+    pub(super) programs: PathBuf,
     /// What the folders of hosts are named after.
     name: String,
     /// Folder of everything.
@@ -59,10 +63,13 @@ pub(super) struct Rig {
     pub(super) plain: Index,
     /// The same with profiles.
     pub(super) profiled: Index,
+    /// What containerd is told of registries.
     hosts: PathBuf,
-    wires: Wires,
-    registry: Registry,
+    pub(super) wires: Wires,
+    pub(super) registry: Registry,
     neighbour: Option<(Daemon, String)>,
+    /// What SOCI needs, once it is prepared.
+    pub(super) soci: Option<Soci>,
 }
 
 /// What had been sent at some moment.
@@ -84,34 +91,49 @@ impl Rig {
         let rate = NODE_MBIT * MEGA;
         let wires = Wires::new(&Plan { zones: vec![2], node_rate: rate, registry_rate: rate, zone_rate: None })?;
         let registry = Registry::open(repositories, Options { latency: LATENCY, ..Options::default() })?;
-        let address = SocketAddr::from((REGISTRY, REGISTRY_PORT));
-        let listener = wires.registry().within(|| {
-            let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
-            listener.set_nonblocking(true)?;
-            Ok(listener)
-        })?;
-        let (listener, served) = (tokio::net::TcpListener::from_std(listener)?, registry.clone());
-        tokio::spawn(async move { served.serve(listener, std::future::pending()).await });
         let profiled = Index { folder: work.join("profiled"), key: plain.key.clone() };
-        let hosts = work.join("hosts");
-        let host = hosts.join(address.to_string());
-        fs::create_dir_all(&host)?;
-        let text = format!(
-            "server = \"http://{address}\"\n[host.\"http://{address}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
-        );
-        fs::write(host.join("hosts.toml"), text)?;
-        Ok(Self {
+        let rig = Self {
             hermes,
             programs,
             name: isolated::name(work),
             work: work.to_owned(),
             plain,
             profiled,
-            hosts,
+            hosts: work.join("hosts"),
             wires,
             registry,
             neighbour: None,
-        })
+            soci: None,
+        };
+        let (listener, served) = (rig.listen(REGISTRY_PORT)?, rig.registry.clone());
+        tokio::spawn(async move { served.serve(listener, std::future::pending()).await });
+        rig.write_hosts(REGISTRY_PORT)?;
+        Ok(rig)
+    }
+
+    /// Listens in the registry's network.
+    pub(super) fn listen(&self, port: u16) -> anyhow::Result<tokio::net::TcpListener> {
+        let address = SocketAddr::from((REGISTRY, port));
+        let listener = self.wires.registry().within(|| {
+            let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        })?;
+        Ok(tokio::net::TcpListener::from_std(listener)?)
+    }
+
+    /// Tells containerd and its clients that what they ask for on `port` of the registry is to be had without TLS.
+    pub(super) fn write_hosts(&self, port: u16) -> anyhow::Result<()> {
+        let host = self.hosts.join(format!("{REGISTRY}:{port}"));
+        fs::create_dir_all(&host)?;
+        let server = format!("http://{REGISTRY}:{REGISTRY_PORT}");
+        let text = format!("server = \"{server}\"\n[host.\"{server}\"]\ncapabilities = [\"pull\", \"resolve\"]\n");
+        Ok(fs::write(host.join("hosts.toml"), text)?)
+    }
+
+    /// The folder of what containerd and its clients are told of registries.
+    pub(super) fn hosts(&self) -> anyhow::Result<&str> {
+        self.hosts.to_str().context("a folder whose name is no text")
     }
 
     /// The name of a version of an image, as containerd is told.
@@ -128,6 +150,11 @@ impl Rig {
     pub(super) fn sent(&self) -> anyhow::Result<Sent> {
         let peer_bytes = self.wires.traffic()?.from_nodes[PEER];
         Ok(Sent { registry: self.registry.counters(), peer_bytes })
+    }
+
+    /// Bytes of blobs that the registry has sent since then.
+    pub(super) fn blob_bytes_since(&self, before: Sent) -> u64 {
+        self.registry.counters().blob_bytes - before.registry.blob_bytes
     }
 
     /// Starts the neighbour and has it fetch all of the old version of each subject. It stays.
@@ -170,6 +197,13 @@ impl Rig {
         Ok(host)
     }
 
+    /// A client of `containerd` that asks the registry itself, and so runs in the measured node's network.
+    pub(super) fn client(&self, program: &Path, containerd: &RunningContainerd<'_>) -> Command {
+        let mut command = self.wires.node(NODE).command(program);
+        command.arg("--address").arg(containerd.socket()).args(["--namespace", "k8s.io", "--timeout", CLIENT_TIMEOUT]);
+        command
+    }
+
     /// A node that has nothing, whose daemon is told `more`, into whose containerd Hermes is installed.
     pub(super) fn node(&self, index: &Index, more: &[&str], has_peer: bool) -> anyhow::Result<Node<'_>> {
         let host = Host::with(self.programs.clone(), &self.name)?;
@@ -201,8 +235,7 @@ impl Rig {
         image: &str,
         snapshotter: &str,
     ) -> anyhow::Result<()> {
-        let hosts = self.hosts.to_str().context("a folder whose name is no text")?;
-        let arguments = ["images", "pull", "--hosts-dir", hosts, "--snapshotter", snapshotter, image];
+        let arguments = ["images", "pull", "--hosts-dir", self.hosts()?, "--snapshotter", snapshotter, image];
         containerd.ctr_says(&arguments).map(drop)
     }
 

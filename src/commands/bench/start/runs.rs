@@ -39,6 +39,7 @@ impl Rig {
         let subject = turn.subject;
         let samples = match session {
             Session::Containerd => self.eager(subject),
+            Session::Soci => self.soci_start(subject),
             Session::Cold => self.lazy(subject, Way::Cold),
             Session::Profile => self.lazy(subject, Way::Profile),
             Session::Peer => self.lazy(subject, Way::Peer),

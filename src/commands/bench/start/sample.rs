@@ -185,9 +185,11 @@ fn of_image(samples: &Samples, image: &str, link_mbit: u64, all: &mut Vec<Verdic
             add(way, "x bound", (answer_s - grace_s) / bound_s, true, factor);
         }
     }
+    let is_compared = image == COMPARED && link_mbit == NODE_MBIT;
     let quicker = [
         (Way::Cold, Way::Containerd, "x quicker than containerd", 2.0, true),
-        (Way::Profile, Way::Containerd, "x quicker than containerd", 3.0, image == COMPARED && link_mbit == NODE_MBIT),
+        (Way::Profile, Way::Containerd, "x quicker than containerd", 3.0, is_compared),
+        (Way::Profile, Way::Soci, "x quicker than SOCI", 3.0, is_compared),
     ];
     for (ours, theirs, what, factor, _) in quicker.into_iter().filter(|(.., asked)| *asked) {
         if let (Some(ours_s), Some(theirs_s)) = (answer(ours), answer(theirs)) {
@@ -234,6 +236,7 @@ pub(super) mod tests {
     pub(in super::super) fn samples() -> Samples {
         let starts = [
             (Way::Containerd, 1000, 12.0),
+            (Way::Soci, 1000, 11.0),
             (Way::Unpacked, 1000, 3.0),
             (Way::Unpacked, 1000, 4.0),
             (Way::Unpacked, 1000, 8.0),
@@ -245,6 +248,8 @@ pub(super) mod tests {
             (Way::OddPlain, 1000, 2.0),
             (Way::OddProfile, 1000, 2.2),
             (Way::Containerd, 200, 31.0),
+            (Way::Soci, 200, 23.0),
+            (Way::Profile, 200, 9.0),
             (Way::Cold, 200, 9.0),
         ];
         let facts = Facts {
@@ -297,6 +302,8 @@ pub(super) mod tests {
         assert_eq!(of(Way::Next, "changed", 1000), Some(true));
         assert_eq!(of(Way::Cold, "containerd", 1000), Some(false), "12.0 / 8.2");
         assert_eq!(of(Way::Profile, "containerd", 1000), Some(true), "12.0 / 4.0");
+        assert_eq!(of(Way::Profile, "SOCI", 1000), Some(false), "11.0 / 4.0");
+        assert_eq!(of(Way::Profile, "SOCI", 200), None, "asked over the fast link alone");
         assert_eq!(of(Way::Complete, "overlayfs", 1000), Some(true));
         assert_eq!(of(Way::OddProfile, "profile", 1000), Some(false));
         // 2 x 4.6 + 0.3 = 9.5.

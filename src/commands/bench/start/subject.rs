@@ -10,12 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
-use hermes_image::ids::{ChunkId, ChunkNo, DiffId};
+use hermes_image::ids::{ChunkId, ChunkNo, DiffId, Digest};
 use hermes_image::index::chunks::ChunkTable;
 use hermes_image::statement::Statement;
 use hermes_lab::command::run;
 use hermes_lab::index::Index;
-use hermes_registry::oci::{Descriptor, ImageConfig, Index as ManifestIndex, Manifest, Platform, media_type};
+use hermes_registry::oci::{
+    Descriptor, ImageConfig, Index as ManifestIndex, MAX_MANIFEST_BYTES, Manifest, Platform, media_type,
+};
 use hermes_registry::{Layout, LayoutWriter, WrittenLayer};
 use hermes_snapshotter::index_folder::IndexFolder;
 
@@ -129,6 +131,28 @@ impl Subject {
     /// The versions that there are.
     pub(super) fn tags(&self) -> &'static [&'static str] {
         if self.has_next { &[OLD, NEW] } else { &[OLD] }
+    }
+
+    /// Puts all blobs in `folder`, whose files are named after their digests, into its repository.
+    pub(super) fn add_blobs(&self, folder: &Path) -> anyhow::Result<()> {
+        let writer = LayoutWriter::create(&self.layout)?;
+        for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+            let mut blob = writer.blob()?;
+            blob.copy_from(File::open(entry?.path())?)?;
+            blob.finish("application/octet-stream")?;
+        }
+        Ok(())
+    }
+
+    /// The manifest of the old version.
+    pub(super) fn image(&self) -> anyhow::Result<Manifest> {
+        self.manifest(&Layout::open(&self.layout)?.find(OLD)?.digest)
+    }
+
+    /// The manifest `digest` of its repository.
+    pub(super) fn manifest(&self, digest: &Digest) -> anyhow::Result<Manifest> {
+        let bytes = Layout::open(&self.layout)?.document(digest, MAX_MANIFEST_BYTES)?;
+        Ok(serde_json::from_slice(&bytes)?)
     }
 
     /// Reads all blobs, so that they come from memory when they are asked for.

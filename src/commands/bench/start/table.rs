@@ -122,7 +122,7 @@ mod tests {
         let samples = samples();
         let verdicts = verdicts(&samples);
         let rows = rows(&samples, &verdicts);
-        assert_eq!(rows.len(), 11, "{rows:#?}");
+        assert_eq!(rows.len(), 14, "{rows:#?}");
         assert!(rows.iter().all(|row| row.len() == HEADER.len()));
         let unpacked = rows.iter().find(|row| row[2] == Way::Unpacked.title()).expect("a row");
         assert_eq!(unpacked[5], "4.00 s (3.00 to 8.00, 3)");

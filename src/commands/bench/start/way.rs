@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub(super) enum Session {
     /// containerd pulls and unpacks; then starts of the image as it lies there unpacked.
     Containerd,
+    /// SOCI, another lazy loader, by an index that was made before.
+    Soci,
     /// The first start ever: nothing is known of the program but the image itself.
     Cold,
     /// By a profile, from the registry.
@@ -26,7 +28,7 @@ pub(super) enum Session {
 impl Session {
     /// Which of them depend on the speed of the registry's link alone, so that slow links are worth the time.
     pub(super) fn is_of_slow_links(self) -> bool {
-        matches!(self, Self::Containerd | Self::Cold | Self::Profile)
+        matches!(self, Self::Containerd | Self::Soci | Self::Cold | Self::Profile)
     }
 }
 
@@ -36,6 +38,8 @@ impl Session {
 pub(super) enum Way {
     /// Pull, unpack and start on overlayfs.
     Containerd,
+    /// SOCI's index from the registry, and what is read of the layers.
+    Soci,
     /// Start on overlayfs of what is unpacked, with dropped caches.
     Unpacked,
     /// The same with what the start before has left in the caches.
@@ -60,8 +64,9 @@ pub(super) enum Way {
 
 impl Way {
     /// All of them, in the order of the table.
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Containerd,
+        Self::Soci,
         Self::Cold,
         Self::Profile,
         Self::Peer,
@@ -78,6 +83,7 @@ impl Way {
     pub(super) fn title(self) -> &'static str {
         match self {
             Self::Containerd => "containerd: pull, unpack, start",
+            Self::Soci => "SOCI, index made before, from the registry",
             Self::Unpacked => "overlayfs, already unpacked, caches dropped",
             Self::UnpackedHot => "overlayfs, already unpacked, caches hot",
             Self::Cold => "Hermes, first start ever",
@@ -93,7 +99,7 @@ impl Way {
 
     /// Whether it is Hermes.
     pub(super) fn is_ours(self) -> bool {
-        !matches!(self, Self::Containerd | Self::Unpacked | Self::UnpackedHot)
+        !matches!(self, Self::Containerd | Self::Soci | Self::Unpacked | Self::UnpackedHot)
     }
 
     /// Whether it starts on a node that has nothing of the image.
