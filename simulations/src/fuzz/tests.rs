@@ -3,7 +3,7 @@
 use super::*;
 
 /// Of [`the_fingerprint_is_the_pinned_one`].
-const PINNED: &str = "d40cfe09d47353e6de622d222ac1010fd743f306b0a6b2e9ff77220c166f84a8";
+const PINNED: &str = "d033123a0cbb2feb3e78cae53d526d1c663397bbc91d6357a319a2dc248431be";
 
 /// Seeds that are tried for each error on purpose.
 const SEEDS: u64 = 200;

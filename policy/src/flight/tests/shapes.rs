@@ -84,7 +84,10 @@ fn demand_uses_what_is_reserved_when_prefetch_fills_every_source() {
 
 #[test]
 fn prefetch_holds_back_while_demand_is_under_way_at_the_same_source() {
-    let mut node = Node::with_layer();
+    let mut limits = no_guessing();
+    limits.origin.prefetch_beside_demand = 2;
+    let mut node = Node::new(limits);
+    node.open(LAYER, geometry(100), Some(OriginNo(0)));
     let ask = the_ask(&node.demand(396..400));
     let actions = node.prefetch(0..380);
     assert_eq!(words(&actions).len(), 2);
