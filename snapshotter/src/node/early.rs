@@ -100,8 +100,11 @@ impl Inner {
         Some(start)
     }
 
-    /// Ends the start of an image that is removed.
+    /// Ends the start of an image that is removed, if there is one that no tree has taken over.
     pub(super) async fn end_early(&self, manifest: Digest) {
+        if !self.early_starts.0.lock().contains_key(&manifest) {
+            return;
+        }
         let _mounting = self.mounting.lock().await;
         let early = self.early_starts.0.lock().remove(&manifest);
         let Some(EarlyStart { mount, layers, start, _uses }) = early else { return };

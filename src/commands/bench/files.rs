@@ -24,7 +24,7 @@ pub(crate) struct FilesArgs {
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     big_mib: u64,
     /// Number of small files.
-    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    #[arg(long, value_name = "N", default_value_t = 30_000)]
     small_files: u64,
     /// Ways to measure; all when absent.
     #[arg(long = "way", value_name = "WAY")]
@@ -199,8 +199,8 @@ fn compare(way: Way, ours: &Figures, ext4: &Figures) -> Vec<Line> {
         .into_iter()
         .map(|(what, unit, ours, ext4, reach)| Line {
             what: format!("{way}: {what}"),
-            figure: rate(ours, unit),
-            against: format!("ext4 {}", rate(ext4, unit)),
+            figure: report::rate(ours.rate(), unit),
+            against: format!("ext4 {}", report::rate(ext4.rate(), unit)),
             ratio: ours.rate() / ext4.rate(),
             reach,
         })
@@ -213,8 +213,4 @@ fn compare(way: Way, ours: &Figures, ext4: &Figures) -> Vec<Line> {
         reach: "<= 1.1",
     });
     lines
-}
-
-fn rate(measured: Measured, unit: &str) -> String {
-    if unit == "B/s" { format!("{:.0} MB/s", measured.rate() / 1e6) } else { format!("{:.0} {unit}", measured.rate()) }
 }

@@ -1,24 +1,34 @@
 //! `hermes bench recorder`: what recording a start costs reads of what is present, against the same reads without it.
 //!
-//! The reads are those of the path that answers the kernel (a read of the store, then the note), without the kernel: what
-//! FUSE adds to each read would only hide the difference.
+//! Once with the path alone that answers the kernel (a read of the store, then the note), where nothing hides the difference, and once
+//! as readers see it, through a FUSE tree whose pages are dropped before each pass while those of the store stay.
 
+use std::fs::File;
 use std::hint::black_box;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
 use hermes_image::ids::{ChunkId, ChunkNo, DiffId};
 use hermes_image::index::chunks::ChunkTableBuilder;
 use hermes_image::runs::Runs;
+use hermes_lab::guard::wait_for;
 use hermes_snapshotter::profile::Touches;
+use hermes_snapshotter::status::Way;
 use hermes_store::{Layer, Store, StoreConfig};
+use rustix::fs::{Advice, fadvise};
 
 use super::report::{self, Line};
+use super::stage::Stage;
+use super::workload::{self, Measured};
+use crate::commands::child::{ChildMount, ChildNode};
 
 /// Length of a chunk, as images have them.
 const CHUNK_LEN_BYTES: usize = 65_536;
+/// How long a start may take to settle: ten seconds after its last first read.
+const SETTLED_MAX: Duration = Duration::from_secs(30);
 
 /// Arguments of `hermes bench recorder`.
 #[derive(Debug, Args)]
@@ -32,6 +42,9 @@ pub(crate) struct RecorderArgs {
     /// Rounds; the best of each figure counts, because noise only ever adds.
     #[arg(long, default_value_t = 25)]
     rounds: u32,
+    /// Rounds through the FUSE tree, of some twelve seconds each.
+    #[arg(long, default_value_t = 5)]
+    fuse_rounds: u32,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -65,7 +78,56 @@ fn measure(args: &RecorderArgs) -> anyhow::Result<()> {
         ratio: off / seconds,
         reach: ">= 0.98",
     };
-    report::print("recording a start", &[line("first reads", first), line("later reads", on)], args.json)
+    let mut lines = vec![line("first reads", first), line("later reads", on)];
+    lines.extend(through_fuse(args)?);
+    report::print("recording a start", &lines, args.json)
+}
+
+/// A way to read the file, as a reader of the tree does.
+type Pass = fn(&Path) -> anyhow::Result<Measured>;
+
+/// The same through the kernel.
+fn through_fuse(args: &RecorderArgs) -> anyhow::Result<Vec<Line>> {
+    let work = tempfile::Builder::new().prefix("hermes-bench-").tempdir_in("/var/tmp")?;
+    let stage = Stage::make(work.path(), u64::from(args.mib) << 22, 0)?;
+    let (node, image) = (ChildNode::new(work.path(), "bench")?, stage.image());
+    let mount = ChildMount { image: &image, way: Some(Way::FuseTree), ..ChildMount::default() };
+    node.mount(&mount)?;
+    node.complete()?;
+    let big = Stage::big(node.dir());
+    let passes: [(&str, &str, Pass); 2] =
+        [("one after the other", "B/s", workload::sequential), ("random 4 KiB", "reads/s", workload::random)];
+    let mut lines = Vec::new();
+    for (what, unit, pass) in passes {
+        let (mut off, mut first, mut on) = (0.0_f64, 0.0_f64, 0.0_f64);
+        for _ in 0..args.fuse_rounds {
+            node.stop();
+            node.mount(&mount)?;
+            first = first.max(uncached(&big, pass)?);
+            on = on.max(uncached(&big, pass)?);
+            wait_for("the end of the start", SETTLED_MAX, || {
+                let status = node.status().ok()?;
+                let start = status.images.first()?.start.as_ref()?;
+                (!start.recording).then_some(())
+            })?;
+            off = off.max(uncached(&big, pass)?);
+        }
+        let line = |reads: &str, rate: f64| Line {
+            what: format!("{reads} through FUSE, {what}"),
+            figure: report::rate(rate, unit),
+            against: format!("without it {}", report::rate(off, unit)),
+            ratio: rate / off,
+            reach: ">= 0.98",
+        };
+        lines.extend([line("first reads", first), line("later reads", on)]);
+    }
+    Ok(lines)
+}
+
+/// How quickly a file is read of which the kernel has nothing.
+fn uncached(path: &Path, pass: Pass) -> anyhow::Result<f64> {
+    fadvise(&File::open(path)?, 0, None, Advice::DontNeed)?;
+    Ok(pass(path)?.rate())
 }
 
 /// A layer of which all is here.

@@ -45,6 +45,11 @@ pub(super) fn print(title: &str, lines: &[Line], json: bool) -> anyhow::Result<(
     Ok(())
 }
 
+/// A rate in `unit`; bytes by the million.
+pub(super) fn rate(rate: f64, unit: &str) -> String {
+    if unit == "B/s" { format!("{:.0} MB/s", rate / 1e6) } else { format!("{rate:.0} {unit}") }
+}
+
 /// The machine, as far as it matters to who reads the figures.
 fn conditions() -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
