@@ -38,7 +38,8 @@ fn a_trace_tells_the_registry_from_peers_and_why() -> Result<()> {
     fleet.mount(&first)?;
     let found = fleet.read(&first, &rig.read, || Ok(()))?;
     ensure!(found.iter().all(|node| node.failed.is_empty() && node.wrong.is_empty()), "{found:?}");
-    let mut registry_bytes = 0;
+    // Who owns all extents has asked nobody.
+    let (mut registry_bytes, mut asker) = (0, None);
     for node in first {
         let trace = trace(&fleet, node)?;
         ensure!(trace.layers.len() == PLAN.layers && trace.left_out == 0, "{trace:?}");
@@ -57,10 +58,11 @@ fn a_trace_tells_the_registry_from_peers_and_why() -> Result<()> {
         for ask in asks_of(&trace, SourceKind::Peer) {
             let known = [AskReason::Owner, AskReason::Named, AskReason::Holder, AskReason::Hedge];
             ensure!(known.contains(&ask.reason) && (ask.reason == AskReason::Owner) == ask.rank.is_some(), "{ask:?}");
+            asker = Some(node);
         }
     }
     ensure!(registry_bytes > 0, "somebody has read the registry");
-    let svg = run_picture(&fleet, first[0])?;
+    let svg = run_picture(&fleet, asker.context("nobody has asked a peer")?)?;
     ensure!(svg.contains(&fleet.registry().host()) && svg.contains("peer …"), "{svg}");
 
     fleet.mount(&[last])?;

@@ -289,13 +289,10 @@ impl LazyImages {
         let local = |error: NodeError| refusal(metrics::Decision::Corrupt, error.to_string());
         node.remember(&named, &index, told).map_err(local)?;
         self.keep(manifest, &signed, reference.as_deref());
-        // Nobody waits for it: a start that cannot begin here begins with its tree.
-        let early = Arc::clone(node);
-        tokio::spawn(async move {
-            if let Err(error) = early.begin_early(reference.as_deref(), &index).await {
-                tracing::warn!(%manifest, %error, "a start does not begin with its pull");
-            }
-        });
+        // What a container is going to read is known before it is made.
+        let (profiles, proof) =
+            (node.profiling.profiles.clone(), layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>());
+        tokio::spawn(async move { profiles.fetch(manifest, &proof).await });
         tokio::spawn(node.artifacts.clone().keep_restart_points(statement.clone()));
         Ok(Found::Index(Arc::new(LazyImage::new(statement))))
     }
@@ -355,7 +352,7 @@ impl LazyImages {
         let is_whole = count == statement.layers.len();
         statement.layers.truncate(count);
         let index = node.open_index(&named, statement).await?;
-        let origin = node.origin(reference.as_deref()).await;
+        let origin = self.origin(reference.as_deref()).await;
         let _mounting = node.mounting.lock().await;
         if node.images.lock().await.iter().any(|image| image.dir == dir) {
             return Ok(dir);
@@ -377,6 +374,17 @@ impl LazyImages {
             tokio::spawn(guess::prefetch(Arc::downgrade(node), start, has_profile));
         }
         Ok(dir)
+    }
+
+    /// The registry, which is not asked for anything before something is read.
+    async fn origin(&self, reference: Option<&str>) -> Option<Arc<Origin>> {
+        match self.node.origin_client.open_image(reference?, false).await {
+            Ok(origin) => Some(origin),
+            Err(error) => {
+                tracing::warn!(image = reference, %error, "nothing can be fetched from where the image is from");
+                None
+            }
+        }
     }
 
     /// Unmounts a tree's place, or all of them.
@@ -487,10 +495,8 @@ impl Images for LazyImages {
     fn removed<'a>(&'a self, layer: &'a RemoteLayer) -> BoxFuture<'a, ()> {
         // Its chunks stay until their room is needed: the next image may have the same.
         tracing::debug!(layer = %layer.layer, "containerd has removed a layer");
-        Box::pin(async {
-            self.node.end_early(layer.manifest).await;
-            self.node.forget_due.notify_one();
-        })
+        self.node.forget_due.notify_one();
+        Box::pin(async {})
     }
 }
 
@@ -498,17 +504,6 @@ impl Inner {
     /// The node's own folder of indexes.
     pub(super) fn own_indexes(&self) -> IndexFolder {
         IndexFolder::new(self.config.state.join(INDEXES_FOLDER))
-    }
-
-    /// The registry, which is not asked for anything before something is read.
-    pub(super) async fn origin(&self, reference: Option<&str>) -> Option<Arc<Origin>> {
-        match self.origin_client.open_image(reference?, false).await {
-            Ok(origin) => Some(origin),
-            Err(error) => {
-                tracing::warn!(image = reference, %error, "nothing can be fetched from where the image is from");
-                None
-            }
-        }
     }
 
     /// Whether what is missing can be read with the credentials at hand: by reading a byte from the middle of nowhere,

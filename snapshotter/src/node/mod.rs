@@ -12,7 +12,6 @@
 mod cluster;
 mod complete;
 mod drain;
-mod early;
 mod error;
 mod first_pull;
 mod forget;
@@ -82,7 +81,6 @@ const INDEXES_FOLDER: &str = "indexes";
 const LAYERS_FOLDER: &str = "layers";
 
 use complete::background::{self, Completion};
-use early::EarlyStarts;
 pub use error::{NodeError, find_class, origin_class};
 use first_pull::FirstPulls;
 use observe::Observer;
@@ -152,7 +150,6 @@ struct Inner {
     /// The layers that are open for at least one mount.
     layers: Mutex<OpenLayers>,
     next_mount: AtomicU64,
-    early_starts: EarlyStarts,
     mounting: tokio::sync::Mutex<()>,
     images: tokio::sync::Mutex<Vec<MountedImage>>,
     unused: tokio::sync::Notify,
@@ -299,7 +296,6 @@ impl Node {
             origins: Mutex::new(restored.origins),
             layers: Mutex::new(restored.layers),
             next_mount: AtomicU64::new(restored.next_mount),
-            early_starts: EarlyStarts::default(),
             mounting: tokio::sync::Mutex::default(),
             images: tokio::sync::Mutex::new(restored.images),
             unused: tokio::sync::Notify::new(),

@@ -17,12 +17,12 @@ use hermes_image::merge::merge;
 use hermes_image::statement::{LayerStatement, PublicKey, Statement};
 use hermes_image::verify::Verified;
 use hermes_policy::geometry::GeometryError;
-use hermes_store::{ImageLayer, ImageRecord, LayerUse, Store, StoreError};
+use hermes_store::{ImageLayer, ImageRecord, Store, StoreError};
 use tokio::sync::mpsc;
 
 use super::record::{MountRecord, tree_connection};
 use super::resolve::FoundImage;
-use super::{Inner, MountedImage, NodeError, Shown};
+use super::{Inner, MountedImage, NodeError, Shown, Starts};
 use crate::artifacts::StatementLookupError;
 use crate::control::{Answer, MountRequest};
 use crate::fetch::{LayerOrigin, LayerUser, MountNo, OpenLayer};
@@ -56,20 +56,6 @@ pub(super) struct OpenIndex {
     tree_id: ArtifactId,
     tree_path: PathBuf,
     chain: ChainId,
-}
-
-/// The layers of an image that are open for somebody.
-pub(super) struct OpenImage {
-    pub(super) layers: Vec<Arc<OpenLayer>>,
-    files: Vec<Arc<LayerFile>>,
-    pub(super) uses: Vec<LayerUse>,
-}
-
-impl OpenImage {
-    /// Whether all of it is here.
-    pub(super) fn is_complete(&self) -> bool {
-        self.layers.iter().all(|layer| layer.layer.is_complete())
-    }
 }
 
 impl Inner {
@@ -312,9 +298,15 @@ impl Inner {
         origin: Option<&Arc<Origin>>,
         index: OpenIndex,
     ) -> Result<(Way, bool), NodeError> {
-        let image = self.open_image(mount, &request.image, &index, origin).await?;
-        let complete = image.is_complete();
-        let OpenImage { layers, files, uses } = image;
+        let (store, tables) = (Arc::clone(&self.store), index.tables.clone());
+        let stored = tokio::task::spawn_blocking(move || store.layers_of(&tables)).await;
+        let stored = stored.map_err(|_| NodeError::Interrupted)??;
+        let uses = stored.iter().map(|layer| layer.hold()).collect();
+        let origin = origin.map(|origin| self.layer_origin(origin));
+        let users = LayerUser::of_image(mount, &request.image, &index.statement.layers, origin.as_ref());
+        let opened = self.open_layers(stored, users).await?;
+        let (layers, files): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
+        let complete = layers.iter().all(|layer| layer.layer.is_complete());
         let wanted = request.way.or(self.config.way);
         let way = self.ways.choose(wanted, complete)?;
         // Before the mount: a kernel mount outlives a daemon that is killed, and what it reads must not be evicted then.
@@ -323,13 +315,7 @@ impl Inner {
         // Before the mount too: a daemon that takes over must know of everything that can be seen.
         record(&request, &index, way).put(&self.store, &request.dir)?;
         let direct = self.ways.reads_directly(way, wanted);
-        let directly = |layer: &OpenLayer| direct && (way == Way::ErofsFiles || layer.layer.is_complete());
-        let hidden: Vec<DiffId> = layers.iter().filter(|layer| directly(layer)).map(|layer| layer.diff_id()).collect();
-        let diff_ids: Vec<DiffId> = layers.iter().map(|layer| layer.diff_id()).collect();
-        let start = match self.take_early(manifest, &diff_ids).await {
-            Some(begun) => begun.shown(&hidden),
-            None => self.profiling.begin(manifest, &request.image, &layers, &hidden),
-        };
+        let start = Starts::claim(&layers, |layer| direct && (way == Way::ErofsFiles || layer.layer.is_complete()));
         let shown = match self.show_as(way, wanted, &request.dir, &index, files).await {
             Ok(shown) => shown,
             Err(error) => {
@@ -339,9 +325,14 @@ impl Inner {
         };
         self.announce(&layers);
         tracing::info!(image = %request.image, dir = %request.dir.display(), %way, "mounted");
-        let located = ShownTree { image: request.image.clone(), tree_path: index.tree_path.clone(), layers: diff_ids };
+        let located = ShownTree {
+            image: request.image.clone(),
+            tree_path: index.tree_path.clone(),
+            layers: layers.iter().map(|layer| layer.diff_id()).collect(),
+        };
         self.reader.locator().insert(located.clone());
         RECORDED.mounted(way);
+        let start = self.profiling.run(start, manifest, &request.image, &layers);
         let mounted = MountedImage {
             number: mount,
             located,
@@ -385,27 +376,9 @@ impl Inner {
         LayerOrigin { number: self.origins.lock().number(origin.host()), origin: Arc::clone(origin) }
     }
 
-    /// Opens the layers of an image for `mount`, which has to close them, also after a failure. The caller holds the lock of mounting.
-    pub(super) async fn open_image(
-        &self,
-        mount: MountNo,
-        image: &str,
-        index: &OpenIndex,
-        origin: Option<&Arc<Origin>>,
-    ) -> Result<OpenImage, NodeError> {
-        let (store, tables) = (Arc::clone(&self.store), index.tables.clone());
-        let stored = tokio::task::spawn_blocking(move || store.layers_of(&tables)).await;
-        let stored = stored.map_err(|_| NodeError::Interrupted)??;
-        let uses = stored.iter().map(|layer| layer.hold()).collect();
-        let origin = origin.map(|origin| self.layer_origin(origin));
-        let users = LayerUser::of_image(mount, image, &index.statement.layers, origin.as_ref());
-        let (layers, files) = self.open_layers(stored, users).await?.into_iter().unzip();
-        Ok(OpenImage { layers, files, uses })
-    }
-
     /// Opens layers for their users; one that another mount has open already serves both, and then may be read from
     /// either image's registry. The caller holds the lock of mounting.
-    async fn open_layers(
+    pub(super) async fn open_layers(
         &self,
         stored: Vec<Arc<hermes_store::Layer>>,
         users: Vec<LayerUser>,

@@ -16,10 +16,10 @@ use hermes_image::runs::Runs;
 use hermes_policy::profile::Profile;
 
 use super::complete::sync_layers;
-use super::mount::{OpenImage, OpenIndex};
+use super::mount::OpenIndex;
 use super::{Inner, NodeError};
 use crate::controller::Wanted;
-use crate::fetch::{Class, MountNo, OpenLayer};
+use crate::fetch::{Class, LayerUser, MountNo, OpenLayer};
 use hermes_origin::Origin;
 
 /// Who pins images that are held so.
@@ -101,10 +101,17 @@ impl Inner {
         origin: Option<Arc<Origin>>,
         index: &OpenIndex,
     ) -> Result<(), NodeError> {
-        let OpenImage { layers, uses: _uses, .. } = {
+        let (store, tables) = (Arc::clone(&self.store), index.tables.clone());
+        let stored = tokio::task::spawn_blocking(move || store.layers_of(&tables)).await;
+        let stored = stored.map_err(|_| NodeError::Interrupted)??;
+        let _uses: Vec<_> = stored.iter().map(|layer| layer.hold()).collect();
+        let origin = origin.map(|origin| self.layer_origin(&origin));
+        let users = LayerUser::of_image(mount, named, &index.statement.layers, origin.as_ref());
+        let opened = {
             let _mounting = self.mounting.lock().await;
-            self.open_image(mount, named, index, origin.as_ref()).await?
+            self.open_layers(stored, users).await?
         };
+        let layers: Vec<Arc<OpenLayer>> = opened.into_iter().map(|(layer, _)| layer).collect();
         self.announce(&layers);
         let proof: Vec<DiffId> = layers.iter().map(|layer| layer.diff_id()).collect();
         let profile = match wanted.mode {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -55,8 +55,6 @@ struct View {
     origin: Mutex<Option<ProfileOrigin>>,
     /// Whether there is a profile, once that is known.
     has_profile: watch::Sender<Option<bool>>,
-    /// Whether it was said that it is a container's.
-    is_container: AtomicBool,
     /// Whether more than what is read may be fetched without a profile.
     may_explore: watch::Sender<bool>,
     ended: Mutex<Option<&'static str>>,
@@ -91,19 +89,11 @@ impl RunningStart {
         }
     }
 
-    /// It is a container's. As far as no profile knows what it reads, it is fetched around that, if it `may_explore`. Whoever says so
-    /// first is told whether there is a profile, once that is known.
-    pub(super) fn explore(&self, may_explore: bool) -> Option<watch::Receiver<Option<bool>>> {
-        let is_first = !self.view.is_container.swap(true, Ordering::Relaxed);
+    /// As far as no profile knows what it reads, it is fetched around that, if it `may_explore`. Whether there is a profile is
+    /// told once it is known.
+    fn explore(&self, may_explore: bool) -> watch::Receiver<Option<bool>> {
         self.view.may_explore.send_replace(may_explore);
-        is_first.then(|| self.view.has_profile.subscribe())
-    }
-
-    /// The same now that its tree is shown, where layers that are `hidden` are read without the daemon; `None` when all are.
-    pub(super) fn shown(self, hidden: &[DiffId]) -> Option<Self> {
-        let start = self.start.upgrade()?;
-        hidden.iter().for_each(|layer| start.leave_out(*layer));
-        (!start.is_blind()).then_some(self)
+        self.view.has_profile.subscribe()
     }
 
     /// How it stands.
@@ -143,21 +133,24 @@ struct Work {
 }
 
 impl Starts {
-    /// Begins to record reads of `layers`, but for those that are `hidden`, and to fetch ahead; `None` when all are hidden. To be called
-    /// before anybody can read.
-    pub(super) fn begin(
+    /// Begins to record reads of `layers`, but for those that are read `directly`. To be called before anybody can read.
+    pub(super) fn claim(layers: &[Arc<OpenLayer>], directly: impl Fn(&OpenLayer) -> bool) -> Start {
+        let layers = layers.iter().map(|layer| StartLayer {
+            diff_id: layer.diff_id(),
+            table: layer.layer.table().clone(),
+            touches: (!directly(layer)).then(|| Arc::clone(&layer.touches)),
+        });
+        Start::begin(layers.collect())
+    }
+
+    /// Goes on with `start`, now that the tree can be seen; `None` when nothing of it can be.
+    pub(super) fn run(
         &self,
+        start: Start,
         manifest: Digest,
         reference: &str,
         layers: &[Arc<OpenLayer>],
-        hidden: &[DiffId],
     ) -> Option<RunningStart> {
-        let seen = layers.iter().filter(|layer| !hidden.contains(&layer.diff_id()));
-        let start = Start::begin(seen.map(|layer| StartLayer {
-            diff_id: layer.diff_id(),
-            table: layer.layer.table().clone(),
-            touches: Arc::clone(&layer.touches),
-        }));
         if start.is_blind() {
             return None;
         }
@@ -303,12 +296,7 @@ impl Inner {
     pub(super) async fn container_begins(&self, dir: &Path) -> Option<watch::Receiver<Option<bool>>> {
         let images = self.images.lock().await;
         let start = images.iter().find(|image| image.dir == dir)?.start.as_ref()?;
-        start.explore(self.may_explore())
-    }
-
-    /// Whether more than what is read, or known to be read, may be fetched at all.
-    pub(super) fn may_explore(&self) -> bool {
-        self.config.complete != CompleteMode::Never
+        Some(start.explore(self.config.complete != CompleteMode::Never))
     }
 
     /// The image called `image`, or mounted at `dir`, or with the digest that `image` is; of several with one name the one that

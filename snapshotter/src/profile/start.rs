@@ -1,8 +1,6 @@
 //! One start of an image, from the mount of its tree on.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hermes_image::ids::DiffId;
@@ -12,6 +10,7 @@ use hermes_policy::completion::QUIET;
 use hermes_policy::profile::{FirstTouch, START_MAX_MS, Seen, StartRecord};
 
 use super::touches::{Claim, Touches};
+use std::sync::Arc;
 
 /// A start that nobody begins is waited for so long.
 const BEGUN_WITHIN: Duration = Duration::from_secs(3600);
@@ -23,8 +22,8 @@ pub struct StartLayer {
     pub diff_id: DiffId,
     /// Its chunks.
     pub table: ChunkTable,
-    /// Where its reads are noted.
-    pub touches: Arc<Touches>,
+    /// Where its reads are noted; `None` when the kernel reads it without the daemon.
+    pub touches: Option<Arc<Touches>>,
 }
 
 #[derive(Debug)]
@@ -32,7 +31,6 @@ struct Recorded {
     diff_id: DiffId,
     table: ChunkTable,
     claim: Claim,
-    is_hidden: AtomicBool,
 }
 
 /// A start that is being recorded. Dropping it ends that, and nothing is kept.
@@ -64,29 +62,19 @@ impl Look {
 }
 
 impl Start {
-    /// Begins to record reads of `layers`. Those that are being recorded for too many other starts are left out.
-    pub fn begin(layers: impl Iterator<Item = StartLayer>) -> Self {
-        let layers = layers.filter_map(|layer| {
-            let claim = layer.touches.claim()?;
-            Some(Recorded { diff_id: layer.diff_id, table: layer.table, claim, is_hidden: AtomicBool::new(false) })
+    /// Begins to record reads of `layers`. Those that the kernel reads by itself, and those that are being recorded for too
+    /// many other starts, are left out.
+    pub fn begin(layers: Vec<StartLayer>) -> Self {
+        let layers = layers.into_iter().filter_map(|layer| {
+            let claim = layer.touches?.claim()?;
+            Some(Recorded { diff_id: layer.diff_id, table: layer.table, claim })
         });
         Self { layers: layers.collect() }
     }
 
-    /// Leaves out a layer whose reads are not seen: the kernel reads it by itself.
-    pub fn leave_out(&self, layer: DiffId) {
-        let hidden = self.layers.iter().filter(|known| known.diff_id == layer);
-        hidden.for_each(|known| known.is_hidden.store(true, Ordering::Relaxed));
-    }
-
-    /// What is recorded.
-    fn seen(&self) -> impl Iterator<Item = &Recorded> {
-        self.layers.iter().filter(|layer| !layer.is_hidden.load(Ordering::Relaxed))
-    }
-
-    /// Whether nothing can be seen.
+    /// Whether anything can be seen.
     pub fn is_blind(&self) -> bool {
-        self.seen().next().is_none()
+        self.layers.is_empty()
     }
 
     /// Notes that the profile asks for `chunks`, before it does.
@@ -102,7 +90,7 @@ impl Start {
     /// How it stands, and how it compares with a profile of the chunks `expected`.
     pub fn look(&self, expected: &BTreeMap<DiffId, Runs>) -> Look {
         let mut look = Look::default();
-        for layer in self.seen() {
+        for layer in &self.layers {
             let expected = expected.get(&layer.diff_id);
             for touched in layer.claim.touched() {
                 let len = || {
@@ -129,7 +117,7 @@ impl Start {
     /// What was read for the first time since `known`, which takes it up, in the order of the reads.
     pub fn first_reads(&self, known: &mut BTreeMap<DiffId, Runs>) -> Vec<(DiffId, u32)> {
         let mut reads = Vec::new();
-        for layer in self.seen() {
+        for layer in &self.layers {
             let known = known.entry(layer.diff_id).or_default();
             let new = layer.claim.touched().filter_map(|touched| Some((touched.at_us?, touched.chunk)));
             let new: Vec<_> = new.filter(|(_, chunk)| !known.contains(*chunk)).collect();
@@ -147,7 +135,7 @@ impl Start {
         let first_us = self.look(&BTreeMap::new()).first_us?;
         let mut touches = Vec::new();
         // Places fit: a record cuts off what is beyond its bound.
-        for (place, layer) in (0_u16..).zip(self.seen()) {
+        for (place, layer) in (0_u16..).zip(&self.layers) {
             touches.extend(layer.claim.touched().filter_map(|touched| {
                 let at_ms = touched.at_us?.saturating_sub(first_us) / 1000;
                 let at_ms = u32::try_from(at_ms).unwrap_or(u32::MAX);
@@ -155,7 +143,7 @@ impl Start {
                 Some(FirstTouch { at_ms, layer: place, chunk, waited, source })
             }));
         }
-        let layers = self.seen().map(|layer| layer.diff_id).collect();
+        let layers = self.layers.iter().map(|layer| layer.diff_id).collect();
         Some(StartRecord::of(ended_seconds, layers, touches))
     }
 }
@@ -171,15 +159,14 @@ mod tests {
         let mut builder = ChunkTableBuilder::default();
         (0..10).for_each(|chunk| builder.push(ChunkId([chunk; 32]), 65_536).expect("a chunk"));
         let (table, touches) = (builder.finish(DiffId([no; 32])), Arc::new(Touches::new(10)));
-        (StartLayer { diff_id: DiffId([no; 32]), table, touches: Arc::clone(&touches) }, touches)
+        (StartLayer { diff_id: DiffId([no; 32]), table, touches: Some(Arc::clone(&touches)) }, touches)
     }
 
     #[test]
     fn a_start_is_what_was_read_of_the_layers_that_are_seen() {
-        let ((first, touches), (second, others), (hidden, unseen)) = (layer(1), layer(2), layer(3));
-        let start = Start::begin([first, hidden, second].into_iter());
-        unseen.read(0..9, &Runs::new());
-        start.leave_out(DiffId([3; 32]));
+        let ((first, touches), (second, others), (mut hidden, _)) = (layer(1), layer(2), layer(3));
+        hidden.touches = None;
+        let start = Start::begin(vec![first, hidden, second]);
         assert_eq!(start.record(7), None);
         start.prefetching(DiffId([1; 32]), &Runs::one(4..6));
         touches.read(4..5, &Runs::new());
