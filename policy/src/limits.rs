@@ -239,8 +239,8 @@ impl Default for Limits {
             local: SourceLimit { asks: 4, reserved_for_demand: 2, prefetch_beside_demand: 1 },
             peer: SourceLimit { asks: 16, reserved_for_demand: 8, prefetch_beside_demand: 2 },
             // Registries answer many connections, but count requests; 8 ranges hide 20 ms at 1 Gbit/s with ease. A reader's own
-            // ask leaves the link idle for a round trip: first starts took 3 to 8 % longer with two beside it than with four, with
-            // which more of 12,000 random clusters read too much (42; with two and three 36 and 38).
+            // ask leaves the link idle for a round trip: first starts took 1 to 8 % longer with two beside it than with four (three
+            // were not compared), with which more of 12,000 random clusters read too much (42; with two and three 36 and 38).
             origin: SourceLimit { asks: 12, reserved_for_demand: 6, prefetch_beside_demand: 3 },
 
             local_size: AskSize { demand_bytes: MIB, prefetch_bytes: 8 * MIB },

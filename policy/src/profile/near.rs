@@ -23,7 +23,8 @@ use crate::time::{Duration, Instant};
 
 /// How much longer than the quickest one a batch may take: what a reader waits, at worst, behind what is under way here. As much as
 /// a round trip to a registry. With twice as much first starts of Spark and of a Python service took as long at 1 Gbit/s and fetched
-/// 406 rather than 287 MB and 154 rather than 133; with five times as much they took 3 and 9 % longer.
+/// 406 rather than 287 MB and 154 rather than 133 (four asks beside a reader's own, three rounds each); with five times as much they
+/// took 2 and 9 % longer than with twice as much.
 const LATE: Duration = Duration::from_millis(20);
 /// Uncompressed bytes that the first circle reaches ahead of a chunk, and behind it. Of the reads of a Python service and of a
 /// Spark master that follow nothing which was read before, two thirds are within that; more of them behind than ahead.

@@ -138,14 +138,18 @@ pub fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
 /// # Errors
 /// When the list cannot be read.
 pub(crate) fn types() -> io::Result<BTreeMap<PathBuf, String>> {
-    let list = std::fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(types_in(&std::fs::read_to_string("/proc/self/mountinfo")?))
+}
+
+/// The same by a list in the form of proc_pid_mountinfo(5).
+pub fn types_in(list: &str) -> BTreeMap<PathBuf, String> {
     // The mount point is the fifth field, the type the first after the dash (proc_pid_mountinfo(5)); later lines lie
     // above earlier ones.
     let entry = |line: &str| {
         let (before, after) = line.split_once(" - ")?;
         Some((unescape(before.split(' ').nth(4)?), after.split(' ').next()?.to_owned()))
     };
-    Ok(list.lines().filter_map(entry).collect())
+    list.lines().filter_map(entry).collect()
 }
 
 /// The kernel writes space, tab, newline and backslash of mount points in octal.

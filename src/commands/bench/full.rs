@@ -33,7 +33,7 @@ pub(crate) struct FullArgs {
     /// The folder with the tool that unpacks containerd, as in the source tree.
     #[arg(long, value_name = "DIR", default_value = "tools")]
     tools: PathBuf,
-    /// Where nodes keep what they have; must be on the disk that is to be measured.
+    /// Where Hermes keeps what it has; must be on the disk that is to be measured, as must $TMPDIR, where containerd keeps its own.
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     dir: PathBuf,
     /// Print the result as JSON.

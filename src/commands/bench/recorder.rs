@@ -33,7 +33,7 @@ const SETTLED_MAX: Duration = Duration::from_secs(30);
 /// Arguments of `hermes bench recorder`.
 #[derive(Debug, Args)]
 pub(crate) struct RecorderArgs {
-    /// Length of the layer that is read, in MiB.
+    /// Length of the layer that is read, in MiB; through the FUSE tree it is four times as long.
     #[arg(long, default_value_t = 64)]
     mib: u32,
     /// Length of each read, in KiB: the kernel reads 4 to 1,024.

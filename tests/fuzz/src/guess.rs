@@ -139,9 +139,7 @@ fn tree(contents: [&[u8]; 3]) -> (Tree, Vec<u8>) {
         let extents = if size_bytes == 0 { Vec::new() } else { vec![extent] };
         add(&mut inodes, above, path, inode(InodeKind::Regular { size_bytes, extents }));
     }
-    let counts: Vec<u32> = (0..inodes.len()).map(|no| link_count(&inodes, no)).collect();
-    for (inode, count) in inodes.iter_mut().zip(counts) {
-        inode.link_count = count;
+    for inode in &mut inodes {
         if let InodeKind::Directory { entries, .. } = &mut inode.kind {
             entries.sort_unstable();
         }
@@ -158,11 +156,4 @@ fn add(inodes: &mut Vec<Inode>, above: u32, path: &str, inode: Inode) -> u32 {
         entries.push((name, number));
     }
     number
-}
-
-/// A folder has one more link for each folder in it.
-fn link_count(inodes: &[Inode], no: usize) -> u32 {
-    let InodeKind::Directory { entries, .. } = &inodes[no].kind else { return 1 };
-    let is_folder = |(_, no): &&(Vec<u8>, u32)| matches!(inodes[*no as usize].kind, InodeKind::Directory { .. });
-    2 + entries.iter().filter(is_folder).count() as u32
 }

@@ -23,6 +23,7 @@ use hermes_lab::containerds::Host;
 use hermes_lab::guard::{MountGuard, ProcessGuard, ScratchDir, mounts_below, wait_for};
 use hermes_lab::wires::REGISTRY;
 use hermes_registry::oci::{Descriptor, Manifest};
+use hermes_snapshotter::mounts;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 use rustix::mount::mount_bind;
 use rustls::ServerConfig;
@@ -256,12 +257,8 @@ fn certified(authority: &Path) -> anyhow::Result<ServerConfig> {
 
 /// How many layers SOCI shows lazily, by a mount table: it mounts each of them by FUSE.
 fn lazy_layers(table: &str) -> usize {
-    // Field 5 is the mount point; the type follows a dash (proc_pid_mountinfo(5)).
-    let is_layer = |line: &&str| {
-        let Some((place, kind)) = line.split_once(" - ") else { return false };
-        kind.starts_with("fuse") && place.split(' ').nth(4).is_some_and(|place| Path::new(place).starts_with(STATE))
-    };
-    table.lines().filter(is_layer).count()
+    let is_layer = |(place, kind): &(PathBuf, String)| kind.starts_with("fuse") && place.starts_with(STATE);
+    mounts::types_in(table).into_iter().filter(is_layer).count()
 }
 
 #[cfg(test)]
