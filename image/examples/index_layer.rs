@@ -126,18 +126,31 @@ fn measure_build(path: &str, rounds: usize) -> Result<()> {
 fn measure_sizes(path: &str) -> Result<()> {
     let (expect, _) = expect(path)?;
     println!(
-        "span KiB (min-max) | spans | mean KiB of output | compressed bytes read, all spans one by one | directory | windows | of the blob"
+        "span KiB (min-max, joined) | spans | mean KiB of output | compressed bytes read, all spans one by one | directory | windows | of the blob"
     );
-    for (min_kib, max_kib) in
-        [(64, 128), (128, 256), (256, 384), (256, 512), (384, 512), (448, 512), (768, 1024), (1536, 2048)]
-    {
-        let spans = SpanLimits { min_len_bytes: min_kib * 1024, max_len_bytes: max_kib * 1024 };
+    for (min_kib, max_kib, joined_kib) in [
+        (32, 96, 512),
+        (64, 128, 512),
+        (96, 192, 512),
+        (128, 256, 512),
+        (64, 128, 0),
+        (128, 256, 0),
+        (256, 512, 0),
+        (384, 512, 0),
+        (768, 1024, 0),
+        (1536, 2048, 0),
+    ] {
+        let spans = SpanLimits {
+            min_len_bytes: min_kib * 1024,
+            max_len_bytes: max_kib * 1024,
+            joined_len_bytes: joined_kib * 1024,
+        };
         let index = build(path, expect, 2, spans)?;
         let blob_len = expect.compressed_len_bytes as f64;
         let read: u64 = index.seek.spans().map(|span| span.blob.end - span.blob.start).sum();
         let (directory, windows) = (index.seek.bytes().len(), index.windows.len());
         println!(
-            "{min_kib}-{max_kib} | {} | {:.0} | {:.3} x | {directory} | {windows} | {:.3} %",
+            "{min_kib}-{max_kib}, {joined_kib} | {} | {:.0} | {:.3} x | {directory} | {windows} | {:.3} %",
             index.seek.count(),
             index.chunks.logical_len_bytes() as f64 / 1024.0 / f64::from(index.seek.count().max(1)),
             read as f64 / blob_len,

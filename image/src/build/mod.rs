@@ -55,20 +55,24 @@ pub struct Expect {
     pub compressed_len_bytes: u64,
 }
 
-/// How long spans are, in bytes of output.
+/// How long spans are, in bytes of output. Where a restart point costs next to nothing (plain tars, zstd frames, content that
+/// hardly compresses, which refers to little before it) they are short, so that little is read beside what is wanted; else
+/// they are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpanLimits {
     /// A span is not ended before it has this length, at least 32 KiB.
     pub min_len_bytes: u64,
-    /// A span is ended before it exceeds this length, if there is a restart point for the next one. The more it is
-    /// above `min_len_bytes`, the more restart points there are to choose from, and the shorter is the mean span.
+    /// Before it is joined, a span is ended before it exceeds this length, if there is a restart point for the next one. The more it
+    /// is above `min_len_bytes`, the more restart points there are to choose from, and the shorter is the mean span.
     pub max_len_bytes: u64,
+    /// Spans whose restart points are not cheap are joined up to this length. With 0 none are before windows have reached 16 MiB.
+    pub joined_len_bytes: u64,
 }
 
 impl Default for SpanLimits {
-    /// 384 to 512 KiB: docs/decisions/0002-chunk-and-span-sizes.md.
+    /// 96 to 192 KiB, joined up to 512 KiB: docs/decisions/0002-chunk-and-span-sizes.md.
     fn default() -> Self {
-        Self { min_len_bytes: 384 * 1024, max_len_bytes: 512 * 1024 }
+        Self { min_len_bytes: 96 * 1024, max_len_bytes: 192 * 1024, joined_len_bytes: 512 * 1024 }
     }
 }
 

@@ -1,6 +1,6 @@
-//! Where spans begin and end, from the chunks, the restart points and the notes of progress.
+//! Where drafts of spans begin and end, from the chunks, the restart points and the notes of progress.
 //!
-//! A span has between [`SpanLimits::min_len_bytes`] and [`SpanLimits::max_len_bytes`] of output, and the next one
+//! A draft has between [`SpanLimits::min_len_bytes`] and [`SpanLimits::max_len_bytes`] of output, and the next one
 //! begins at that chunk in between whose restart point is nearest before it: what lies between restart point and chunk
 //! is read and decoded twice. When there is no restart point in all that length, the span goes on to the next one.
 
@@ -194,7 +194,7 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: SpanLimits = SpanLimits { min_len_bytes: 64 * 1024, max_len_bytes: 128 * 1024 };
+    const LIMITS: SpanLimits = SpanLimits { min_len_bytes: 64 * 1024, max_len_bytes: 128 * 1024, joined_len_bytes: 0 };
 
     fn restart(logical: u64) -> RestartPoint {
         let (window, head) = (Box::default(), Vec::new());

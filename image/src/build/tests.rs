@@ -80,7 +80,7 @@ fn expect_of(blob: &[u8], tar: &[u8]) -> Expect {
 
 /// Short spans, so that small layers have many.
 fn options(threads: usize) -> Options {
-    let spans = SpanLimits { min_len_bytes: 64 * 1024, max_len_bytes: 160 * 1024 };
+    let spans = SpanLimits { min_len_bytes: 64 * 1024, max_len_bytes: 160 * 1024, joined_len_bytes: 0 };
     Options { threads, spans, ..Options::default() }
 }
 
@@ -221,6 +221,25 @@ fn spans_keep_their_length_where_the_blob_has_restart_points() {
         assert!(all_but_last.iter().all(|len| (limits.min_len_bytes..=limit).contains(len)), "{what}: {lens:?}");
         let read: u64 = index.seek.spans().map(|span| span.blob.end - span.blob.start).sum();
         assert!(read < 2 * blob.len() as u64, "{what}: {read} bytes in all spans of {}", blob.len());
+    }
+}
+
+#[test]
+fn joined_spans_decode_alone() {
+    let tar = tar_of(&files(5, 3_000_000));
+    let joining =
+        |joined_len_bytes| Options { spans: SpanLimits { joined_len_bytes, ..options(1).spans }, ..options(1) };
+    for (what, blob) in blobs_of(&tar) {
+        let counts = [0, 400 * 1024].map(|joined| {
+            let index = build(&blob, expect_of(&blob, &tar), joining(joined), usize::MAX).expect(what);
+            assert_all_decodes(&index, &blob, &tar, what);
+            index.seek.count()
+        });
+        match what {
+            "gzip 6" => assert!(counts[1] < counts[0], "{what}: {counts:?}"),
+            "plain" => assert_eq!(counts[1], counts[0], "cheap"),
+            _ => {}
+        }
     }
 }
 

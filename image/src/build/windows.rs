@@ -1,19 +1,44 @@
 //! The step that packs windows: drafts of spans -> the seek table's spans.
 //!
+//! A draft is joined to the span before it, which then ends later, unless its restart point is cheap.
+//!
 //! Packed windows are the one thing that grows with the layer and is not an entry or a chunk. Whenever they reach
-//! another [`WINDOWS_STEP_BYTES`], spans become twice as long: drafts are joined to the span before them, which then
-//! ends later. An ordinary layer gets there after some 8 GiB of content; one made so that no window can be packed well
+//! another [`WINDOWS_STEP_BYTES`], spans become twice as long: drafts are joined, cheap or not. An ordinary layer gets there after some 8 GiB of content; one made so that no window can be packed well
 //! has at most [`WINDOWS_STEP_BYTES`] for each doubling between 512 KiB and its whole length, 350 MiB at 1 TiB.
 
 use super::plan::SpanDraft;
 use super::{BuildError, SpanLimits};
 use crate::ids::{BlobOffset, LogicalOffset};
-use crate::index::seek::{NewSpan, SeekTableBuilder};
+use crate::index::seek::{NewSpan, SPAN_ENTRY_LEN_BYTES, SeekTableBuilder};
 use crate::inflate::Boundary;
 use crate::inflate::window::UseFinder;
 
 /// Packed windows of this length double the length of the spans to come, in bytes.
 const WINDOWS_STEP_BYTES: u64 = 16 << 20;
+
+/// A restart point is cheap when what the index keeps for it is at most one in so many of its span's compressed bytes: 0.5 %,
+/// half of what a seek table may have (design, section 4), so that layers where only some are cheap stay within that.
+const CHEAP_ONE_IN: u64 = 200;
+/// Drafts with at least so many compressed bytes for so many of output are looked at. Of content that compresses by more, the mean
+/// window was several times too long (docs/decisions/0002-chunk-and-span-sizes.md), and looking costs two decodes of 32 KiB.
+const LOOKED_AT_FROM: (u64, u64) = (2, 3);
+
+impl SpanDraft {
+    fn blob_len_bytes(&self) -> u64 {
+        self.blob_end.saturating_sub(self.restart.blob)
+    }
+
+    /// Whether it is worth finding out what of the window is needed: what compresses well refers to too much of it.
+    fn may_be_cheap(&self) -> bool {
+        let (blob_len, len) = LOOKED_AT_FROM;
+        self.restart.resume == Boundary::Start || len * self.blob_len_bytes() >= blob_len * self.len_bytes
+    }
+
+    /// Whether its restart point is cheap when so many bytes of the window are kept.
+    fn is_cheap(&self, kept_len: usize) -> bool {
+        CHEAP_ONE_IN * (SPAN_ENTRY_LEN_BYTES + kept_len) as u64 <= self.blob_len_bytes()
+    }
+}
 
 /// The step.
 pub(super) struct SpanWriter {
@@ -32,11 +57,17 @@ impl SpanWriter {
 
     /// Takes the next span.
     pub(super) fn push(&mut self, draft: &SpanDraft) -> Result<(), BuildError> {
-        let doublings = self.builder.windows_len_bytes() / WINDOWS_STEP_BYTES;
+        let doublings = (self.builder.windows_len_bytes() / WINDOWS_STEP_BYTES).min(40);
         let joined_len = self.last_len_bytes.saturating_add(draft.len_bytes);
-        if doublings > 0 && joined_len <= self.limits.max_len_bytes.saturating_mul(1 << doublings.min(40)) {
-            self.builder.extend_last(BlobOffset(draft.blob_end));
-            self.last_len_bytes = joined_len;
+        let SpanLimits { max_len_bytes, joined_len_bytes, .. } = self.limits;
+        let may_join = self.builder.count() > 0
+            && match doublings {
+                0 => joined_len <= joined_len_bytes,
+                _ => joined_len <= joined_len_bytes.max(max_len_bytes).saturating_mul(1 << doublings),
+            };
+        let may_stand = doublings == 0 && draft.may_be_cheap();
+        if may_join && !may_stand {
+            self.join(draft, joined_len);
             return Ok(());
         }
         let restart = &draft.restart;
@@ -47,6 +78,10 @@ impl SpanWriter {
                 .kept(bits, value, &restart.window, &restart.head)
                 .map_err(|source| BuildError::Inflate { blob_offset: restart.blob, source })?,
         };
+        if may_join && !draft.is_cheap(kept.len()) {
+            self.join(draft, joined_len);
+            return Ok(());
+        }
         self.builder.push(&NewSpan {
             first_chunk: draft.first_chunk,
             logical_start: LogicalOffset(restart.logical),
@@ -58,6 +93,12 @@ impl SpanWriter {
         })?;
         self.last_len_bytes = draft.len_bytes;
         Ok(())
+    }
+
+    /// Makes the draft a part of the span before.
+    fn join(&mut self, draft: &SpanDraft, joined_len: u64) {
+        self.builder.extend_last(BlobOffset(draft.blob_end));
+        self.last_len_bytes = joined_len;
     }
 
     /// The layer has ended.
@@ -77,10 +118,54 @@ mod tests {
     use crate::inflate::Compression;
     use crate::inflate::window::WINDOW_LEN_MAX_BYTES;
 
+    const KIB: u64 = 1024;
+
+    /// Of a draft of 128 KiB of output: its compressed bytes, where a decoder begins, and what tells the use of the window.
+    type Kind<'a> = (u64, Boundary, &'a [u8]);
+
+    /// The spans that come of drafts, by their number of drafts.
+    fn spans_of(drafts: &[Kind<'_>]) -> Vec<u32> {
+        let mut writer = SpanWriter::new(SpanLimits::default()).expect("memory");
+        let (mut logical, mut blob, mut first_chunk) = (0, 0, 0);
+        for (blob_len_bytes, resume, head) in drafts {
+            let window = if *resume == Boundary::Start { Box::default() } else { vec![7; WINDOW_LEN_MAX_BYTES].into() };
+            let restart = Arc::new(RestartPoint { logical, blob, resume: *resume, window, head: head.to_vec() });
+            blob += blob_len_bytes;
+            let draft = SpanDraft { first_chunk: ChunkNo(first_chunk), len_bytes: 128 * KIB, restart, blob_end: blob };
+            writer.push(&draft).expect("a valid span");
+            logical += 128 * KIB;
+            first_chunk += 2;
+        }
+        let header = SeekHeader {
+            compression: Compression::Gzip,
+            layer: LayerId([0; 32]),
+            diff_id: DiffId([0; 32]),
+            blob_len_bytes: blob,
+            logical_len_bytes: logical,
+            chunk_count: first_chunk,
+        };
+        let (table, _) = writer.finish().finish(header).expect("valid spans");
+        table.spans().map(|span| (span.chunks.end - span.chunks.start) / 2).collect()
+    }
+
+    #[test]
+    fn spans_are_joined_unless_their_restart_points_are_cheap() {
+        // A stored block (RFC 1951, 3.2.4) of 33,000 bytes refers to nothing before it.
+        let stored = [&[0][..], &33_000_u16.to_le_bytes(), &(!33_000_u16).to_le_bytes(), &[1; 33_000]].concat();
+        let block = Boundary::Block { bits: 0, value: 0 };
+        // Without a head nothing tells what of the window is needed, so all of it is kept.
+        let (cheap, dear) = ((120 * KIB, block, &stored[..]), (120 * KIB, block, &[][..]));
+        assert_eq!(spans_of(&[cheap; 9]), [1; 9]);
+        assert_eq!(spans_of(&[dear; 9]), [4, 4, 1]);
+        assert_eq!(spans_of(&[cheap, dear, dear, cheap, dear, cheap]), [3, 2, 1]);
+        assert_eq!(spans_of(&[(20 * KIB, block, &stored[..]); 9]), [4, 4, 1], "compresses well: not looked at");
+        assert_eq!(spans_of(&[(20 * KIB, Boundary::Start, &[][..]); 9]), [1; 9], "an entry of 40 bytes alone");
+        assert_eq!(spans_of(&[(7 * KIB, Boundary::Start, &[][..]); 9]), [4, 4, 1], "more than half a percent");
+    }
+
     #[test]
     fn windows_that_cannot_be_packed_make_spans_longer() {
-        let limits = SpanLimits { min_len_bytes: 1 << 19, max_len_bytes: 1 << 19 };
-        let mut writer = SpanWriter::new(limits).expect("memory");
+        let mut writer = SpanWriter::new(SpanLimits::default()).expect("memory");
         let mut state = 1_u64;
         let mut noise = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -89,17 +174,17 @@ mod tests {
         let drafts = 3000;
         for no in 0..drafts {
             let at = u64::from(no) << 19;
+            // No head, so that nothing tells the use of the window; the last ones have none, and would be cheap.
+            let (resume, window_len) = if no < drafts - 100 {
+                (Boundary::Block { bits: 0, value: 0 }, WINDOW_LEN_MAX_BYTES)
+            } else {
+                (Boundary::Start, 0)
+            };
+            let window = (0..window_len).map(|_| noise()).collect();
             let draft = SpanDraft {
                 first_chunk: ChunkNo(8 * no),
                 len_bytes: 1 << 19,
-                // No head, so that nothing tells the use of the window.
-                restart: Arc::new(RestartPoint {
-                    logical: at,
-                    blob: at,
-                    resume: Boundary::Block { bits: 0, value: 0 },
-                    window: (0..WINDOW_LEN_MAX_BYTES).map(|_| noise()).collect(),
-                    head: Vec::new(),
-                }),
+                restart: Arc::new(RestartPoint { logical: at, blob: at, resume, window, head: Vec::new() }),
                 blob_end: at + (1 << 19),
             };
             writer.push(&draft).expect("a valid span");

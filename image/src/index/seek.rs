@@ -68,7 +68,8 @@ pub const SPAN_COUNT_MAX: u32 = CHUNK_COUNT_MAX;
 const MAGIC: &[u8; 8] = b"HERMSEK\0";
 const VERSION: u16 = 1;
 const HEADER_LEN: usize = 144;
-const ENTRY_LEN: usize = 40;
+/// Length of a span in the directory, in bytes.
+pub(crate) const SPAN_ENTRY_LEN_BYTES: usize = 40;
 const PACK_ENTRY_LEN: usize = 48;
 /// Spans whose windows are packed together. Packed one by one they take a sixth more; a reader that needs one span
 /// fetches 40 KB of windows beside some 150 KB of blob (docs/decisions/0002-chunk-and-span-sizes.md).
@@ -203,7 +204,7 @@ impl SeekTable {
             return Err(SeekTableError::TooMany(count.max(chunk_count)));
         }
         let packs = count.div_ceil(SPANS_PER_PACK) as usize;
-        let expected = (HEADER_LEN + ENTRY_LEN * count as usize + PACK_ENTRY_LEN * packs) as u64;
+        let expected = (HEADER_LEN + SPAN_ENTRY_LEN_BYTES * count as usize + PACK_ENTRY_LEN * packs) as u64;
         if bytes.len() as u64 != expected {
             return Err(SeekTableError::Length { expected, actual: bytes.len() as u64 });
         }
@@ -286,12 +287,12 @@ impl SeekTable {
         if span >= self.count {
             return self.header.chunk_count;
         }
-        u32::from_le_bytes(array(&self.bytes, HEADER_LEN + ENTRY_LEN * span as usize))
+        u32::from_le_bytes(array(&self.bytes, HEADER_LEN + SPAN_ENTRY_LEN_BYTES * span as usize))
     }
 
     /// The entry of `span`, which must exist; `None` when its restart makes no sense.
     fn entry(&self, span: u32) -> Option<SpanEntry> {
-        let at = HEADER_LEN + ENTRY_LEN * span as usize;
+        let at = HEADER_LEN + SPAN_ENTRY_LEN_BYTES * span as usize;
         let number = |offset: usize| u64::from_le_bytes(array(&self.bytes, at + offset));
         let value = self.bytes[at + 5];
         let resume = match self.bytes[at + 4] {
@@ -316,7 +317,7 @@ impl SeekTable {
 
     /// The pack `no`, which must exist; `None` when its end makes no sense.
     fn pack_entry(&self, no: u32) -> Option<WindowPack> {
-        let at = HEADER_LEN + ENTRY_LEN * self.count as usize + PACK_ENTRY_LEN * no as usize;
+        let at = HEADER_LEN + SPAN_ENTRY_LEN_BYTES * self.count as usize + PACK_ENTRY_LEN * no as usize;
         let start = u64::from_le_bytes(array(&self.bytes, at));
         let len = |offset: usize| u32::from_le_bytes(array(&self.bytes, at + offset));
         Some(WindowPack {
@@ -506,7 +507,7 @@ impl SeekTableBuilder {
 
     /// Moves the end of the last span, to which the next chunks are to belong as well. Nothing without a span.
     pub fn extend_last(&mut self, blob_end: BlobOffset) {
-        if let Some(last) = self.entries.len().checked_sub(ENTRY_LEN) {
+        if let Some(last) = self.entries.len().checked_sub(SPAN_ENTRY_LEN_BYTES) {
             self.entries[last + 32..last + 40].copy_from_slice(&blob_end.0.to_le_bytes());
         }
     }

@@ -104,7 +104,7 @@ fn index_of(blob: &[u8], tar: &[u8]) -> Result<LayerIndex> {
     let layer = LayerId(Sha256::digest(blob).into());
     let diff_id = DiffId(Sha256::digest(tar).into());
     let expect = Expect { layer, diff_id, compressed_len_bytes: blob.len() as u64 };
-    let spans = SpanLimits { min_len_bytes: 32 * 1024, max_len_bytes: 64 * 1024 };
+    let spans = SpanLimits { min_len_bytes: 32 * 1024, max_len_bytes: 64 * 1024, joined_len_bytes: 96 * 1024 };
     let mut builder = LayerBuilder::new(expect, Options { threads: 1, spans, ..Options::default() })?;
     builder.push(blob)?;
     Ok(builder.finish()?)

@@ -14,10 +14,11 @@ use crate::inflate::decode;
 use crate::parts::{numbers, split};
 use crate::tar::{seal, toc_of};
 
-/// Longest tar stream that the target's builders take, in bytes: several dozen spans of the length below.
+/// Longest tar stream that the target's builders take, in bytes: some twenty spans of the length below, or more.
 pub(crate) const LOGICAL_LEN_MAX_BYTES: usize = 2 << 20;
 /// Spans far shorter than in production, so that small inputs have several.
-const SPANS: SpanLimits = SpanLimits { min_len_bytes: 32 * 1024, max_len_bytes: 64 * 1024 };
+const SPANS: SpanLimits =
+    SpanLimits { min_len_bytes: 32 * 1024, max_len_bytes: 64 * 1024, joined_len_bytes: 96 * 1024 };
 
 /// CRC-32 as gzip has it (RFC 1952, section 8), bit by bit: it is needed for small inputs only.
 fn crc32(bytes: &[u8]) -> u32 {

@@ -83,7 +83,7 @@ fn an_empty_layer_has_no_spans() {
 #[test]
 fn contradictions_are_refused() {
     let good = table().0.bytes().to_vec();
-    let span = |no: usize, offset: usize| HEADER_LEN + no * ENTRY_LEN + offset;
+    let span = |no: usize, offset: usize| HEADER_LEN + no * SPAN_ENTRY_LEN_BYTES + offset;
     let pack = |no: usize, offset: usize| span(SPANS as usize, no * PACK_ENTRY_LEN + offset);
     let refused: &[(&str, usize, &[u8])] = &[
         ("a plain tar with bits and windows", 10, &[0]),
