@@ -245,10 +245,12 @@ impl Default for Limits {
 
             local_size: AskSize { demand_bytes: MIB, prefetch_bytes: 8 * MIB },
             peer_size: AskSize { demand_bytes: 512 * KIB, prefetch_bytes: 2 * MIB },
-            // A span is 256-512 KiB of output, 100-300 KiB compressed: demand takes one to four of them.
+            // A span is 96-512 KiB of output, mostly 60-300 KiB compressed: demand takes one to eight of them.
             origin_size: AskSize { demand_bytes: 512 * KIB, prefetch_bytes: 4 * MIB },
-            // At 200 Mbit/s a round trip of 20 ms is 500 KB; what is read through is mostly wanted later anyway.
-            origin_gap: AskSize { demand_bytes: 64 * KIB, prefetch_bytes: 256 * KIB },
+            // One span of what hardly compresses: 1.5 ms at 1 Gbit/s, where a request of its own costs
+            // both sides work. A Spark master that is fetched by its profile took as long with 16, 64 and 256 KiB for prefetch (105, 105
+            // and 108 MB); with less than 192 random world 1191 reads too much.
+            origin_gap: AskSize { demand_bytes: 64 * KIB, prefetch_bytes: 192 * KIB },
 
             local_stall: stall(5, 30),
             peer_stall: stall(2, 10),
@@ -264,7 +266,7 @@ impl Default for Limits {
             refusal: Duration::from_secs(60),
             origin_wrong_bytes: 3,
 
-            // Eight to ten spans. Small enough that an image of 600 MB has 200 of them, for a hundred owners; large enough
+            // Eight to forty spans. Small enough that an image of 600 MB has 200 of them, for a hundred owners; large enough
             // that an owner reads several spans in one request.
             extent_bytes: 4 * MIB,
             owner_ranks: 3,

@@ -21,11 +21,14 @@ use super::prefetch::{Batch, Flow, PrefetchLimits};
 use crate::geometry::LayerGeometry;
 use crate::time::{Duration, Instant};
 
-/// How much longer than the quickest one a batch may take: what a reader waits, at worst, behind what is under way here. As much as
+/// How much longer than the quickest one lately a batch may take: what a reader waits, at worst, behind what is under way here. As much as
 /// a round trip to a registry. With twice as much first starts of Spark and of a Python service took as long at 1 Gbit/s and fetched
 /// 406 rather than 287 MB and 154 rather than 133 (four asks beside a reader's own, three rounds each); with five times as much they
 /// took 2 and 9 % longer than with twice as much.
 const LATE: Duration = Duration::from_millis(20);
+/// Batches are compared with the quickest one since less was put under way last, and with those of so many times between before. A
+/// batch that a peer had at hand, or that another ask was about to bring, makes all from a registry late; it is forgotten after that.
+const QUICKEST_OF: usize = 3;
 /// Uncompressed bytes that the first circle reaches ahead of a chunk, and behind it. Of the reads of a Python service and of a
 /// Spark master that follow nothing which was read before, two thirds are within that; more of them behind than ahead.
 const FIRST_REACH_BYTES: u64 = 1 << 20;
@@ -65,7 +68,10 @@ struct Circle {
 /// Whether batches come in time.
 #[derive(Debug, Default)]
 struct Pace {
-    least: Option<Duration>,
+    /// The quickest batch since less was put under way last, and those of the times between before: what is quick differs from source
+    /// to source.
+    quickest: Option<Duration>,
+    before: [Option<Duration>; QUICKEST_OF],
     /// When less was put under way. What was asked for before says nothing of what that helps.
     slowed: Option<Instant>,
 }
@@ -73,11 +79,14 @@ struct Pace {
 impl Pace {
     fn note(&mut self, asked: Instant, now: Instant, bytes: u64, flow: &mut Flow) {
         let took = now.since(asked);
-        let least = *self.least.insert(self.least.map_or(took, |least| least.min(took)));
+        let quickest = *self.quickest.insert(self.quickest.map_or(took, |quickest| quickest.min(took)));
+        let least = self.before.iter().flatten().copied().fold(quickest, Duration::min);
         match self.slowed {
             Some(slowed) if asked < slowed => {}
             _ if took > least + LATE => {
                 self.slowed = Some(now);
+                self.before.rotate_right(1);
+                self.before[0] = self.quickest.take();
                 flow.halve();
             }
             Some(_) => flow.widen_gently(bytes),
@@ -296,6 +305,24 @@ mod tests {
             near.ended(bytes, asked, now);
         }
         (came as f64 / (rate * seconds) as f64, waited)
+    }
+
+    #[test]
+    fn a_batch_from_near_does_not_slow_what_comes_from_far_for_long() {
+        let geometry = Arc::new(LayerGeometry::new(vec![CHUNK; 1_000_000]).expect("valid"));
+        let mut near = Near::new(&BTreeMap::from([(A, geometry)]), PrefetchLimits::near());
+        near.ended(512 << 10, Instant::ZERO, Instant::ZERO + Duration::from_millis(1));
+        let mut now = Instant::ZERO + Duration::from_millis(1);
+        let windows: Vec<u64> = (0..200)
+            .map(|_| {
+                let asked = now;
+                now = now + Duration::from_millis(30);
+                near.ended(512 << 10, asked, now);
+                near.flow.window_bytes()
+            })
+            .collect();
+        assert!(windows.iter().min().is_some_and(|least| *least <= 1 << 20), "it gives way first: {windows:?}");
+        assert!(windows.last().is_some_and(|last| *last >= 4 << 20), "and goes on: {windows:?}");
     }
 
     #[test]

@@ -111,6 +111,12 @@ impl Flow {
         self.flight_bytes < self.window_bytes && ahead < self.limits.ahead_bytes
     }
 
+    /// What may be under way.
+    #[cfg(test)]
+    pub(super) fn window_bytes(&self) -> u64 {
+        self.window_bytes
+    }
+
     /// How much at once.
     pub(super) fn batch_bytes(&self) -> u64 {
         (self.window_bytes / 8).clamp(self.limits.first_batch_bytes, self.limits.batch_bytes)

@@ -17,7 +17,9 @@ fn a_large_demand_read_becomes_several_small_asks() {
 fn prefetch_asks_are_long_and_join_neighbouring_reads() {
     let mut node = Node::with_layer();
     assert_eq!(words(&node.prefetch(0..400)), ["spans 0..41", "spans 41..82", "spans 82..100"]);
-    let mut node = Node::with_layer();
+    let origin_gap = AskSize { demand_bytes: 0, prefetch_bytes: 128 * 1024 };
+    let mut node = Node::new(Limits { origin_gap, ..no_guessing() });
+    node.open(LAYER, geometry(100), Some(OriginNo(0)));
     node.tell(Event::OriginChanged { layer: LAYER, origin: Some(OriginNo(0)), usable: false });
     for chunk in [8, 0, 4, 16, 100] {
         assert!(node.prefetch(chunk..chunk + 1).is_empty());
