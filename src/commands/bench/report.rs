@@ -1,4 +1,5 @@
-//! Lines of a benchmark: a figure, what it is measured against, their ratio, and what it has to reach.
+//! Lines of a benchmark: a figure, what it is measured against, their ratio, and what it has to reach; and what several
+//! measurements come to.
 
 use serde::Serialize;
 
@@ -13,10 +14,35 @@ pub(super) struct Line {
     pub(super) figure: String,
     /// What it is compared with.
     pub(super) against: String,
-    /// Figure divided by the other, so that more is better; or a fraction of a limit, so that less is better.
+    /// Figure divided by the other, so that more is better (for medians of rounds the median of each round's ratio); or a fraction
+    /// of a limit, so that less is better.
     pub(super) ratio: f64,
     /// What the ratio is to reach, such as `>= 0.7`; empty where nothing is asked.
     pub(super) reach: &'static str,
+}
+
+/// Median, least and greatest of some numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(super) struct Spread {
+    /// The middle one, or the mean of the two in the middle.
+    pub(super) median: f64,
+    /// The least.
+    pub(super) min: f64,
+    /// The greatest.
+    pub(super) max: f64,
+    /// How many there are.
+    pub(super) count: usize,
+}
+
+impl Spread {
+    /// `None` when there is no number.
+    pub(super) fn of(numbers: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut sorted: Vec<f64> = numbers.into_iter().collect();
+        sorted.sort_by(f64::total_cmp);
+        let (min, max, count) = (*sorted.first()?, *sorted.last()?, sorted.len());
+        let median = (sorted[(count - 1) / 2] + sorted[count / 2]) / 2.0;
+        Some(Self { median, min, max, count })
+    }
 }
 
 /// Prints lines as a table or as JSON, with the conditions.
@@ -58,4 +84,20 @@ fn conditions() -> String {
     let load = load.split(' ').next().unwrap_or("?").to_owned();
     let build = if cfg!(debug_assertions) { "debug build (not for quoting)" } else { "release build" };
     format!("{cores} cores, Linux {kernel}, load {load} at the end, {build}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_are_in_the_middle() {
+        let cases: [(&[f64], f64); 3] = [(&[3.0], 3.0), (&[4.0, 1.0], 2.5), (&[9.0, 1.0, 2.0], 2.0)];
+        for (numbers, median) in cases {
+            let spread = Spread::of(numbers.iter().copied()).expect("numbers");
+            assert_eq!((spread.median, spread.count), (median, numbers.len()), "{numbers:?}");
+            assert!(spread.min <= median && spread.max >= median);
+        }
+        assert_eq!(Spread::of([]), None);
+    }
 }

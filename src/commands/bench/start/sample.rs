@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::super::report::Spread;
 use super::way::Way;
 
 /// One start.
@@ -34,30 +35,6 @@ pub(super) struct Sample {
     /// Of the next version: uncompressed bytes from the registry by then, divided by those of the changed chunks that
     /// the start reads.
     pub(super) changed_ratio: Option<f64>,
-}
-
-/// Median, least and greatest of some numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(super) struct Spread {
-    /// The middle one, or the mean of the two in the middle.
-    pub(super) median: f64,
-    /// The least.
-    pub(super) min: f64,
-    /// The greatest.
-    pub(super) max: f64,
-    /// How many there are.
-    pub(super) count: usize,
-}
-
-impl Spread {
-    /// `None` when there is no number.
-    pub(super) fn of(numbers: impl IntoIterator<Item = f64>) -> Option<Self> {
-        let mut sorted: Vec<f64> = numbers.into_iter().collect();
-        sorted.sort_by(f64::total_cmp);
-        let (min, max, count) = (*sorted.first()?, *sorted.last()?, sorted.len());
-        let median = (sorted[(count - 1) / 2] + sorted[count / 2]) / 2.0;
-        Some(Self { median, min, max, count })
-    }
 }
 
 /// What is known of an image beside its starts.
@@ -264,17 +241,6 @@ pub(super) mod tests {
             facts: BTreeMap::from([("spark".to_owned(), facts)]),
             failures: Vec::new(),
         }
-    }
-
-    #[test]
-    fn medians_are_in_the_middle() {
-        let cases: [(&[f64], f64); 3] = [(&[3.0], 3.0), (&[4.0, 1.0], 2.5), (&[9.0, 1.0, 2.0], 2.0)];
-        for (numbers, median) in cases {
-            let spread = Spread::of(numbers.iter().copied()).expect("numbers");
-            assert_eq!((spread.median, spread.count), (median, numbers.len()), "{numbers:?}");
-            assert!(spread.min <= median && spread.max >= median);
-        }
-        assert_eq!(Spread::of([]), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The result as text: for a terminal, and for a document.
 
-use super::sample::{NODE_MBIT, Samples, Spread, Verdict};
+use super::super::report::Spread;
+use super::sample::{NODE_MBIT, Samples, Verdict};
 use super::way::Way;
 use crate::output;
 
