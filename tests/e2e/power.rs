@@ -29,8 +29,6 @@ const CUTS: usize = 32;
 const LANES: usize = 4;
 /// Chooses the cuts. A cut that goes wrong is named with what chose it.
 const SEED: u64 = 6;
-/// The disk in bytes: the 64 MiB that the store leaves alone, the image, and the catalogue.
-const DISK_LEN_BYTES: u64 = 192 << 20;
 /// Link to the registry in bits per second: the image (7.5 MB compressed) takes 4 s, in which the store syncs some times.
 const LINK_BITS_PER_SECOND: NonZeroU64 = NonZeroU64::new(15_000_000).expect("not zero");
 /// Bytes that a span holds at most besides the chunk that is missing (docs/format.md), for each of the three layers.
@@ -40,12 +38,35 @@ fn hermes() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_hermes"))
 }
 
-/// Makes the file system; what it makes lazily otherwise would be written in the middle of the test.
-const FORMAT: [&str; 4] = ["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
+/// A file system that the state lies on.
+#[derive(Debug, Clone, Copy)]
+struct FileSystem {
+    name: &'static str,
+    /// The disk in bytes: the 64 MiB that the store leaves alone, the image, the catalogue, and the file system's own.
+    disk_len_bytes: u64,
+    make: &'static [&'static str],
+    options: &'static str,
+}
+
+impl FileSystem {
+    const fn ext4(options: &'static str) -> Self {
+        // What it makes lazily otherwise would be written in the middle of the test.
+        let make = &["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
+        Self { name: "ext4", disk_len_bytes: 192 << 20, make, options }
+    }
+
+    /// Its tools make none below 300 MB. The disks of all cuts have one UUID.
+    const XFS: Self =
+        Self { name: "xfs", disk_len_bytes: 320 << 20, make: &["mkfs.xfs", "-q", "-f", "-K"], options: "nouuid" };
+
+    fn mount(&self, device: &Path, at: &Path) -> Result<MountGuard> {
+        MountGuard::mount(device, at, self.name, MountFlags::empty(), self.options)
+    }
+}
 
 /// What all cuts share.
 struct Rig {
-    options: &'static str,
+    file_system: FileSystem,
     fast: FaultyRegistry,
     index: SampleIndex,
     sample: Sample,
@@ -58,7 +79,7 @@ struct Rig {
 
 impl Rig {
     /// Records a daemon that completes an image while it is read, and then hands it to the kernel.
-    fn record(options: &'static str) -> Result<Self> {
+    fn record(file_system: FileSystem) -> Result<Self> {
         let scratch = ScratchDir::new("power")?;
         let layers: [(Compression, &[(&str, u64)]); 3] = [
             (Compression::Gzip(6), &[("gzip/a", 2_500_000), ("gzip/b", 2_000_000), ("gzip/small", 99)]),
@@ -71,8 +92,9 @@ impl Rig {
         let slow = FaultyRegistry::with_options(sample.layout.dir(), shaped)?;
         let fast = FaultyRegistry::start(sample.layout.dir())?;
         let (folder, root) = (scratch.make("disk")?, scratch.make("root")?);
-        let disk = CutDisk::new(&folder, DISK_LEN_BYTES, Command::new("mkfs.ext4").args(FORMAT))?;
-        let mounted = MountGuard::mount(disk.device(), &root, "ext4", MountFlags::empty(), options)?;
+        let mut make = Command::new(file_system.make[0]);
+        let disk = CutDisk::new(&folder, file_system.disk_len_bytes, make.args(&file_system.make[1..]))?;
+        let mounted = file_system.mount(disk.device(), &root)?;
 
         let (lazy, whole) = (scratch.make("lazy")?, scratch.make("whole")?);
         let daemon = Daemon::start(hermes(), &root.join("state"), &[])?;
@@ -89,7 +111,7 @@ impl Rig {
         sample.check(&whole)?;
         daemon.stop()?;
         drop(mounted);
-        Ok(Self { options, fast, index, sample, disk, complete, scratch })
+        Ok(Self { file_system, fast, index, sample, disk, complete, scratch })
     }
 
     /// Goes on from what `cut` has left, in the folder `name`.
@@ -99,7 +121,7 @@ impl Rig {
         let unsafe_writes = self.disk.image(cut, &image)?;
         let device = LoopGuard::attach(&image)?;
         let root = self.scratch.make(folder.join("root"))?;
-        let mounted = MountGuard::mount(device.device(), &root, "ext4", MountFlags::empty(), self.options)?;
+        let mounted = self.file_system.mount(device.device(), &root)?;
         let present_bytes = self.go_on(cut, &root, &folder)?;
         drop((mounted, device));
         std::fs::remove_dir_all(&folder)?;
@@ -155,8 +177,8 @@ fn cuts(seed: u64, told: usize, count: usize) -> Vec<Cut> {
 }
 
 /// Looks at cuts until there are enough of them, or for as long as a soak test goes on.
-fn cut_the_power(options: &'static str) -> Result<()> {
-    let rig = Rig::record(options)?;
+fn cut_the_power(file_system: FileSystem) -> Result<()> {
+    let rig = Rig::record(file_system)?;
     let until = soak::length()?.map(|length| Instant::now() + length);
     let (mut seed, mut lefts) = (SEED, Vec::new());
     loop {
@@ -200,10 +222,15 @@ fn all(rig: &Rig, seed: u64, cuts: &[Cut]) -> Result<Vec<Left>> {
 
 #[test]
 fn at_any_write_where_data_is_written_before_the_journal() -> Result<()> {
-    cut_the_power("data=ordered")
+    cut_the_power(FileSystem::ext4("data=ordered"))
 }
 
 #[test]
 fn at_any_write_where_data_is_written_when_it_likes() -> Result<()> {
-    cut_the_power("data=writeback")
+    cut_the_power(FileSystem::ext4("data=writeback"))
+}
+
+#[test]
+fn at_any_write_on_xfs() -> Result<()> {
+    cut_the_power(FileSystem::XFS)
 }
