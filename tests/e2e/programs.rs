@@ -17,7 +17,7 @@ use hermes_tests::layout::Layout;
 use hermes_tests::lazy_host::{self, NewContainer};
 use hermes_tests::node::Index;
 use hermes_tests::programs::{
-    self, ASK_BY_NODE, ASK_BY_PYTHON, CORE, FILESYSTEM, NAMESPACE, NUMBERS, PACKAGES, PIP, PRIVILEGES, Script,
+    self, ASK_BY_NODE, ASK_BY_PYTHON, CORE, FILESYSTEM, NAMESPACE, NUMBERS, PACKAGES, PIP, PRIVILEGES, Script, THE_END,
 };
 
 /// The snapshotter of this project, and the one that it has to equal.
@@ -90,13 +90,18 @@ impl Rig<'_> {
         NewContainer { image: &self.image, snapshotter, options, command }
     }
 
+    /// What a script finds in a container.
+    fn found(&self, script: Script, snapshotter: &str, options: &[&str]) -> Result<String> {
+        let found = self.container(snapshotter, options, &script.command()).run(self.containerd, "case")?;
+        ensure!(found.trim_end().ends_with(THE_END), "containerd {}, {}: {found}", self.line, script.name);
+        Ok(found)
+    }
+
     /// Runs a script in a container of each kind and compares what it found.
     fn compare(&self, script: Script, options: &[&str], facts: &mut Comparison) -> Result<()> {
-        let command = script.command();
-        let run = |snapshotter: &str| self.container(snapshotter, options, &command).run(self.containerd, "case");
-        let ours = run(OURS)?;
+        let ours = self.found(script, OURS, options)?;
         self.was_lazy()?;
-        let theirs = run(THEIRS)?;
+        let theirs = self.found(script, THEIRS, options)?;
         facts.add(&format!("containerd {}, {}", self.line, script.name), &theirs, &ours)
     }
 
@@ -115,7 +120,7 @@ impl Rig<'_> {
     fn in_user_namespace(&self, snapshotter: &str) -> Result<String> {
         let mapping = ["--remap-labels", "--uidmap", "0:200000:65536", "--gidmap", "0:300000:65536"];
         let (before, options) = (self.fetched(), [&PRIVILEGED[..], &mapping[..]].concat());
-        let found = self.container(snapshotter, &options, &NAMESPACE.command()).run(self.containerd, "case")?;
+        let found = self.found(NAMESPACE, snapshotter, &options)?;
         println!("containerd {}: {} bytes more for a user namespace", self.line, self.fetched() - before);
         Ok(found)
     }

@@ -38,20 +38,37 @@ pub struct Script {
     text: &'static str,
 }
 
+/// The last line that a script prints which runs to its end.
+pub const THE_END: &str = "the end: reached";
+
+/// A shell script with `fact` to tell what it finds.
+macro_rules! shell {
+    ($path:literal) => {
+        concat!(include_str!("programs/fact.sh"), include_str!($path), "\necho 'the end: reached'\n")
+    };
+}
+
+/// A Python script that tells what it finds.
+macro_rules! python {
+    ($path:literal) => {
+        concat!(include_str!($path), "\nprint('the end: reached')\n")
+    };
+}
+
 /// What a program sees of the file system.
 pub const FILESYSTEM: Script =
-    Script { name: "filesystem.py", interpreter: "/usr/bin/python3", text: include_str!("programs/filesystem.py") };
+    Script { name: "filesystem.py", interpreter: "/usr/bin/python3", text: python!("programs/filesystem.py") };
 /// Set-id bits, file capabilities and users.
 pub const PRIVILEGES: Script =
-    Script { name: "privileges.sh", interpreter: "/bin/sh", text: include_str!("programs/privileges.sh") };
+    Script { name: "privileges.sh", interpreter: "/bin/sh", text: shell!("programs/privileges.sh") };
 /// apt and dpkg.
 pub const PACKAGES: Script =
-    Script { name: "packages.sh", interpreter: "/bin/sh", text: include_str!("programs/packages.sh") };
+    Script { name: "packages.sh", interpreter: "/bin/sh", text: shell!("programs/packages.sh") };
 /// pip, which the Spark image has.
-pub const PIP: Script = Script { name: "pip.sh", interpreter: "/bin/sh", text: include_str!("programs/pip.sh") };
+pub const PIP: Script = Script { name: "pip.sh", interpreter: "/bin/sh", text: shell!("programs/pip.sh") };
 /// What a user namespace sees.
 pub const NAMESPACE: Script =
-    Script { name: "namespace.sh", interpreter: "/bin/sh", text: include_str!("programs/namespace.sh") };
+    Script { name: "namespace.sh", interpreter: "/bin/sh", text: shell!("programs/namespace.sh") };
 
 /// Asks a service that has Python beside it.
 pub const ASK_BY_PYTHON: Script =
@@ -61,7 +78,7 @@ pub const ASK_BY_NODE: Script =
     Script { name: "ask.js", interpreter: "/usr/bin/node", text: include_str!("programs/ask.js") };
 /// What the native libraries of Python's wheels compute.
 pub const NUMBERS: Script =
-    Script { name: "numbers.py", interpreter: "/usr/bin/python3", text: include_str!("programs/numbers.py") };
+    Script { name: "numbers.py", interpreter: "/usr/bin/python3", text: python!("programs/numbers.py") };
 
 impl Script {
     /// The command that runs it.

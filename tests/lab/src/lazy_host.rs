@@ -5,6 +5,7 @@
 //! containerd, so a [`Container`] that stays is ended by its guard while containerd runs.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -121,13 +122,25 @@ pub struct NewContainer<'a> {
 }
 
 impl NewContainer<'_> {
-    /// Runs it to its end under a name that tells its `role`; what it printed.
+    /// Runs it to its end under a name that tells its `role`; what it printed, errors too.
+    ///
+    /// The shim writes that into a file: of what comes to its client through a pipe, containerd loses the end once in a while
+    /// (concourse/concourse issue 6775 has the same).
     ///
     /// # Errors
     /// When it fails; what it said is in the message.
     pub fn run(&self, containerd: &RunningContainerd<'_>, role: &str) -> Result<String> {
-        let (name, run) = (containerd.container_name(role), ["run", "--rm", "--snapshotter", self.snapshotter]);
-        containerd.ctr_says(&[&run, self.options, &[self.image, &name], self.command].concat())
+        let (name, log) = (containerd.container_name(role), containerd.root().join(format!("{role}.log")));
+        let uri = format!("file://{}", log.display());
+        let run = ["run", "--rm", "--log-uri", &uri, "--snapshotter", self.snapshotter];
+        let ran = containerd.ctr_says(&[&run, self.options, &[self.image, &name], self.command].concat());
+        let printed = match fs::read_to_string(&log) {
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            read => read.with_context(|| format!("cannot read {}", log.display()))?,
+        };
+        let _ = fs::remove_file(&log);
+        ran.with_context(|| format!("a container printed: {printed}"))?;
+        Ok(printed)
     }
 
     /// Starts it under a name that tells its `role`.

@@ -1,5 +1,4 @@
 # In a user namespace: who owns what the layers hold, who owns what is made here, and whether set-id bits work in it.
-fact() { printf '%s: ' "$1"; shift; "$@" 2>&1 | tr '\n' ' '; echo; }
 
 fact 'this user' id
 fact 'owners' stat -c '%u:%g %a %n' / /etc/passwd /etc/shadow /cases/data/attributes /cases/sticky/mine /cases/copy-up/mode

@@ -1,7 +1,6 @@
 # apt with a repository of one package, and dpkg's own checks.
 set -eu
 export DEBIAN_FRONTEND=noninteractive
-fact() { printf '%s: ' "$1"; shift; "$@" 2>&1 | tr '\n' ' '; echo; }
 
 # A package with what packages have: programs, configuration, a link, a set-id bit, scripts, a changed file of another's.
 mkdir -p /build/DEBIAN /build/usr/bin /build/etc /build/usr/share/doc/hermes-case /repository

@@ -1,7 +1,6 @@
 # pip with a wheel and a source archive.
 set -eu
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1 HOME=/root
-fact() { printf '%s: ' "$1"; shift; "$@" 2>&1 | tr '\n' ' '; echo; }
 
 mkdir -p /wheels /source/hermes_source
 cd /wheels

@@ -1,6 +1,5 @@
 # Who may do what: set-id bits, file capabilities and user namespaces, from the layers below and made here.
 as_user() { setpriv --reuid 1000 --regid 1000 --clear-groups "$@" 2>&1; }
-fact() { printf '%s: ' "$1"; shift; "$@" 2>&1 | tr '\n' ' '; echo; }
 
 fact 'set-user-id from a layer' as_user /cases/bin/id-user
 fact 'set-group-id from a layer' as_user /cases/bin/id-group
