@@ -16,8 +16,8 @@ use crate::inflate::{Boundary, Compression, Decoder, InflateError};
 /// in one piece and need not be copied; four of them wait between two threads.
 pub(super) const PIECE_LEN_BYTES: usize = 256 * 1024;
 /// Progress is noted after so much output at most, in bytes. It is the precision of a span's compressed end: half of
-/// it, some 5 KB of compressed bytes (15 where content hardly compresses), is read for nothing per span. A decoder copies up to 32 KiB at every stop, so
-/// shorter steps cost time (docs/decisions/0001-inflate-zlib-rs.md).
+/// it, some 5 KB of compressed bytes (15 where content hardly compresses), is read for nothing per span. A decoder copies
+/// up to 32 KiB at every stop, so shorter steps cost time (docs/decisions/0001-inflate-zlib-rs.md).
 const PROGRESS_STEP_BYTES: usize = 32 * 1024;
 /// Notes of progress and restart points without a window are at least so far apart, in bytes of output: bounds their
 /// number for blobs with tiny blocks or frames.

@@ -3,10 +3,12 @@
 //! A draft is joined to the span before it, which then ends later, unless its restart point is cheap.
 //!
 //! Packed windows are the one thing that grows with the layer and is not an entry or a chunk. Whenever they reach
-//! another [`WINDOWS_STEP_BYTES`], spans become twice as long: drafts are joined, cheap or not. An ordinary layer gets there after some 8 GiB of content; one made so that no window can be packed well
-//! has at most [`WINDOWS_STEP_BYTES`] for each doubling between 512 KiB and its whole length, 350 MiB at 1 TiB.
+//! another [`WINDOWS_STEP_BYTES`], spans become twice as long: drafts are joined, cheap or not. An ordinary layer gets
+//! there after some 8 GiB of content; one made so that no window can be packed well has at most [`WINDOWS_STEP_BYTES`]
+//! for each doubling between 512 KiB and its whole length, 350 MiB at 1 TiB.
 
 use super::plan::SpanDraft;
+use super::unpack::RestartPoint;
 use super::{BuildError, SpanLimits};
 use crate::ids::{BlobOffset, LogicalOffset};
 use crate::index::seek::{NewSpan, SPAN_ENTRY_LEN_BYTES, SeekTableBuilder};
@@ -60,28 +62,20 @@ impl SpanWriter {
         let doublings = (self.builder.windows_len_bytes() / WINDOWS_STEP_BYTES).min(40);
         let joined_len = self.last_len_bytes.saturating_add(draft.len_bytes);
         let SpanLimits { max_len_bytes, joined_len_bytes, .. } = self.limits;
-        let may_join = self.builder.count() > 0
-            && match doublings {
-                0 => joined_len <= joined_len_bytes,
-                _ => joined_len <= joined_len_bytes.max(max_len_bytes).saturating_mul(1 << doublings),
-            };
-        let may_stand = doublings == 0 && draft.may_be_cheap();
-        if may_join && !may_stand {
-            self.join(draft, joined_len);
-            return Ok(());
-        }
-        let restart = &draft.restart;
-        let kept = match restart.resume {
-            Boundary::Start => Vec::new(),
-            Boundary::Block { bits, value } => self
-                .finder
-                .kept(bits, value, &restart.window, &restart.head)
-                .map_err(|source| BuildError::Inflate { blob_offset: restart.blob, source })?,
+        let longest = match doublings {
+            0 => joined_len_bytes,
+            _ => joined_len_bytes.max(max_len_bytes).saturating_mul(1 << doublings),
         };
-        if may_join && !draft.is_cheap(kept.len()) {
-            self.join(draft, joined_len);
+        let may_join = self.builder.count() > 0 && joined_len <= longest;
+        // Finding out what is kept is most of the work.
+        let may_stand = !may_join || doublings == 0 && draft.may_be_cheap();
+        let kept = if may_stand { Some(self.kept(&draft.restart)?) } else { None };
+        let Some(kept) = kept.filter(|kept| !may_join || draft.is_cheap(kept.len())) else {
+            self.builder.extend_last(BlobOffset(draft.blob_end));
+            self.last_len_bytes = joined_len;
             return Ok(());
-        }
+        };
+        let restart = &draft.restart;
         self.builder.push(&NewSpan {
             first_chunk: draft.first_chunk,
             logical_start: LogicalOffset(restart.logical),
@@ -95,10 +89,15 @@ impl SpanWriter {
         Ok(())
     }
 
-    /// Makes the draft a part of the span before.
-    fn join(&mut self, draft: &SpanDraft, joined_len: u64) {
-        self.builder.extend_last(BlobOffset(draft.blob_end));
-        self.last_len_bytes = joined_len;
+    /// The bytes of its window that a restart point needs.
+    fn kept(&mut self, restart: &RestartPoint) -> Result<Vec<u8>, BuildError> {
+        match restart.resume {
+            Boundary::Start => Ok(Vec::new()),
+            Boundary::Block { bits, value } => self
+                .finder
+                .kept(bits, value, &restart.window, &restart.head)
+                .map_err(|source| BuildError::Inflate { blob_offset: restart.blob, source }),
+        }
     }
 
     /// The layer has ended.
@@ -112,9 +111,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::build::unpack::RestartPoint;
     use crate::ids::{ChunkNo, DiffId, LayerId};
-    use crate::index::seek::SeekHeader;
+    use crate::index::seek::{SeekHeader, SeekTable};
     use crate::inflate::Compression;
     use crate::inflate::window::WINDOW_LEN_MAX_BYTES;
 
@@ -122,6 +120,18 @@ mod tests {
 
     /// Of a draft of 128 KiB of output: its compressed bytes, where a decoder begins, and what tells the use of the window.
     type Kind<'a> = (u64, Boundary, &'a [u8]);
+
+    /// The table and the windows of a layer of these lengths.
+    fn finish(
+        writer: SpanWriter,
+        blob_len_bytes: u64,
+        logical_len_bytes: u64,
+        chunk_count: u32,
+    ) -> (SeekTable, bytes::Bytes) {
+        let (layer, diff_id, compression) = (LayerId([0; 32]), DiffId([0; 32]), Compression::Gzip);
+        let header = SeekHeader { compression, layer, diff_id, blob_len_bytes, logical_len_bytes, chunk_count };
+        writer.finish().finish(header).expect("valid spans")
+    }
 
     /// The spans that come of drafts, by their number of drafts.
     fn spans_of(drafts: &[Kind<'_>]) -> Vec<u32> {
@@ -136,15 +146,7 @@ mod tests {
             logical += 128 * KIB;
             first_chunk += 2;
         }
-        let header = SeekHeader {
-            compression: Compression::Gzip,
-            layer: LayerId([0; 32]),
-            diff_id: DiffId([0; 32]),
-            blob_len_bytes: blob,
-            logical_len_bytes: logical,
-            chunk_count: first_chunk,
-        };
-        let (table, _) = writer.finish().finish(header).expect("valid spans");
+        let (table, _) = finish(writer, blob, logical, first_chunk);
         table.spans().map(|span| (span.chunks.end - span.chunks.start) / 2).collect()
     }
 
@@ -190,15 +192,7 @@ mod tests {
             writer.push(&draft).expect("a valid span");
         }
         let len = u64::from(drafts) << 19;
-        let header = SeekHeader {
-            compression: Compression::Gzip,
-            layer: LayerId([0; 32]),
-            diff_id: DiffId([0; 32]),
-            blob_len_bytes: len,
-            logical_len_bytes: len,
-            chunk_count: 8 * drafts,
-        };
-        let (table, windows) = writer.finish().finish(header).expect("valid spans");
+        let (table, windows) = finish(writer, len, len, 8 * drafts);
         // 512 spans of one draft fill the first step, 512 of two the second, and the rest is in spans of four.
         assert_eq!(table.count(), 512 + 512 + (drafts - 512 - 1024) / 4);
         assert!(windows.len() < 3 * WINDOWS_STEP_BYTES as usize);
