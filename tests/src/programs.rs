@@ -38,20 +38,26 @@ pub struct Script {
     text: &'static str,
 }
 
+macro_rules! the_end {
+    () => {
+        "the end: reached"
+    };
+}
+
 /// The last line that a script prints which runs to its end.
-pub const THE_END: &str = "the end: reached";
+pub const THE_END: &str = the_end!();
 
 /// A shell script with `fact` to tell what it finds.
 macro_rules! shell {
     ($path:literal) => {
-        concat!(include_str!("programs/fact.sh"), include_str!($path), "\necho 'the end: reached'\n")
+        concat!(include_str!("programs/fact.sh"), include_str!($path), "\necho '", the_end!(), "'\n")
     };
 }
 
 /// A Python script that tells what it finds.
 macro_rules! python {
     ($path:literal) => {
-        concat!(include_str!($path), "\nprint('the end: reached')\n")
+        concat!(include_str!($path), "\nprint('", the_end!(), "')\n")
     };
 }
 

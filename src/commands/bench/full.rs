@@ -12,11 +12,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args;
 use futures::TryStreamExt as _;
 use hermes_image::ids::ChunkId;
 use hermes_lab::containerds::Host;
+use hermes_lab::process::processor_time;
 use hermes_origin::{Origin, ResolvedImage};
 use hermes_registry::{Layout, Registry};
 use hermes_snapshotter::index_folder::IndexFolder;
@@ -135,11 +136,7 @@ pub(super) async fn run(args: FullArgs) -> anyhow::Result<()> {
 
 /// Processor time of this process so far, with what the kernel has done for it.
 fn processor_seconds() -> anyhow::Result<f64> {
-    // proc(5): fields 14 and 15 are user and system time in ticks of 10 ms; the name in field 2 may hold spaces.
-    let stat = fs::read_to_string("/proc/self/stat")?;
-    let fields = stat.rsplit_once(')').context("no name in /proc/self/stat")?.1;
-    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
-    Ok(ticks.sum::<Result<u64, _>>()? as f64 / 100.0)
+    Ok(processor_time(std::process::id())?.as_secs_f64())
 }
 
 /// Inflates all blobs; the length of what comes out, in bytes.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use hermes_lab::process::processor_time;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
@@ -193,10 +194,6 @@ impl Controller {
     }
 
     fn usage(&self) -> anyhow::Result<Usage> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id))?;
-        let after_name = stat.rsplit_once(')').context("a process has a name")?.1;
-        let ticks =
-            after_name.split_whitespace().skip(11).take(2).filter_map(|text| text.parse::<f64>().ok()).sum::<f64>();
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id))?;
         let mb = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -204,7 +201,7 @@ impl Controller {
         };
         let (resident, peak) = (mb("VmRSS:"), mb("VmHWM:"));
         Ok(Usage {
-            processor: ticks / rustix::param::clock_ticks_per_second() as f64,
+            processor: processor_time(self.id)?.as_secs_f64(),
             resident_mb: resident.context("no VmRSS")?,
             peak_mb: peak.context("no VmHWM")?,
         })
