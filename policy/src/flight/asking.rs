@@ -4,7 +4,7 @@ use hermes_image::ids::{ChunkRange, DiffId};
 use hermes_image::runs::Runs;
 
 use super::schedule::Need;
-use super::shape::{cut_spans, reach};
+use super::shape::{cut_spans, near, reach};
 use super::table::{Ask, Certainty};
 use super::{Flight, Turn};
 use crate::class::Class;
@@ -97,7 +97,14 @@ impl Flight {
         let mut targets = self.gather(need, Some(&within));
         if need.class == Class::Demand {
             // What readahead wants next comes with it: a request of its own would read the end of this one again.
-            targets.insert_all(&record.ahead.within(within.clone()).difference(&record.leased));
+            let mut along = record.ahead.within(within.clone());
+            if need.acts_for.is_none() {
+                // Here the next read is likeliest, and to wait for another round trip costs more than to take it along.
+                let near = near(&record.geometry, first, self.limits.origin_near_bytes);
+                let near = Runs::one(first..near.end.clamp(first, within.end));
+                along.insert_all(&record.worth_guessing(near, wanted, turn.now, &self.limits));
+            }
+            targets.insert_all(&along.difference(&record.have).difference(&record.leased));
         }
         // What somebody else has is not read from the registry on the way.
         for holder in record.holders.values() {

@@ -37,6 +37,16 @@ pub(super) fn reach(geometry: &LayerGeometry, chunk: u32, bytes_max: u64) -> Chu
     geometry.span_chunks(&(first..end))
 }
 
+/// The span of `chunk` and those after it that end within so many logical bytes of its start. Empty while spans are not known.
+pub(super) fn near(geometry: &LayerGeometry, chunk: u32, near_bytes: u64) -> ChunkRange {
+    let Some(first) = geometry.span_of(chunk) else { return 0..0 };
+    let own = geometry.span_chunks(&(first..first + 1));
+    let beyond = geometry.chunk_at(geometry.start_bytes(own.start).saturating_add(near_bytes));
+    let after = geometry.span_of(beyond).filter(|_| beyond < geometry.chunk_count());
+    let end = after.map_or(geometry.chunk_count(), |span| geometry.span_chunks(&(span..span + 1)).start);
+    own.start..end.max(own.end)
+}
+
 /// The spans to read together, beginning with the span of the first chunk of `wanted`: neighbouring spans that hold
 /// wanted chunks, and the ones between them where they have at most `gap_max` compressed bytes; up to `bytes_max`
 /// compressed bytes, and at least one span. `None` while spans are not known, or for an empty set.
@@ -116,6 +126,22 @@ mod tests {
         }
         assert_eq!(cut_spans(&layer, &Runs::new(), 1000, 0), None);
         assert_eq!(cut_spans(&LayerGeometry::new([512]).expect("valid"), &Runs::one(0..1), 1000, 0), None);
+    }
+
+    #[test]
+    fn near_is_whole_spans_and_at_least_one() {
+        let layer = layer(10);
+        for (chunk, bytes, expected) in [
+            (5, 0, 4..8),
+            (5, 8 * CHUNK - 1, 4..8),
+            (5, 8 * CHUNK, 4..12),
+            (36, 1, 36..40),
+            (30, 100 * CHUNK, 28..40),
+            (30, u64::MAX, 28..40),
+        ] {
+            assert_eq!(near(&layer, chunk, bytes), expected, "{bytes} bytes from chunk {chunk}");
+        }
+        assert_eq!(near(&LayerGeometry::new([512]).expect("valid"), 0, 1000), 0..0);
     }
 
     #[test]

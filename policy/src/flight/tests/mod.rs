@@ -56,6 +56,7 @@ pub(super) fn geometry(spans: u32) -> LayerGeometry {
 pub(super) fn no_guessing() -> Limits {
     Limits {
         readahead_first_bytes: 0,
+        origin_near_bytes: 0,
         explore_demand_one_in: 0,
         explore_prefetch_one_in: 0,
         hedge_percent: 0,

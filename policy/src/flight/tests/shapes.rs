@@ -199,8 +199,24 @@ fn a_layer_that_is_one_stream_is_read_once() {
 }
 
 #[test]
+fn a_demand_ask_takes_along_what_lies_next_where_nobody_else_has_it() {
+    let mut node = Node::new(Limits { origin_near_bytes: 3 * u64::from(SPAN_CHUNKS) * CHUNK, ..no_guessing() });
+    node.open(LAYER, geometry(100), Some(OriginNo(0)));
+    assert_eq!(words(&node.demand(6..7)), ["spans 1..4"]);
+    assert_eq!(words(&node.demand(0..1)), ["spans 0..1"], "what is under way is not asked for again");
+    node.holder(A, 44..48);
+    let mut actions = node.demand(40..41);
+    actions.extend(node.tell(Event::HoldersFound { layer: LAYER }));
+    assert_eq!(words(&actions), ["spans 10..11"], "what a peer has is not read from the registry");
+    assert_eq!(words(&node.demand(396..397)), ["spans 99..100"], "the layer ends");
+    let mut node = Node::new(Limits { origin_near_bytes: 3 * u64::from(SPAN_CHUNKS) * CHUNK, ..no_guessing() });
+    node.open(LAYER, geometry(100), Some(OriginNo(0)));
+    assert_eq!(words(&node.prefetch(0..1)), ["spans 0..1"], "prefetch knows what it wants");
+}
+
+#[test]
 fn a_sequential_reader_is_read_ahead_of() {
-    let mut node = Node::new(Limits { explore_prefetch_one_in: 0, ..Limits::default() });
+    let mut node = Node::new(Limits { explore_prefetch_one_in: 0, origin_near_bytes: 0, ..Limits::default() });
     node.open(LAYER, geometry(100), Some(OriginNo(0)));
     assert_eq!(words(&node.demand(0..2)), ["spans 0..1"]);
     assert!(node.demand(2..4).is_empty() || node.flight.status().asks_origin > 1);

@@ -136,14 +136,15 @@ pub(super) struct Cluster {
     pub(super) suspected: BTreeSet<(usize, usize)>,
 }
 
-fn no_readahead() -> Limits {
-    Limits { readahead_first_bytes: 0, ..Limits::default() }
+/// Nothing is fetched that nobody asked for.
+fn asked_for_only() -> Limits {
+    Limits { readahead_first_bytes: 0, origin_near_bytes: 0, ..Limits::default() }
 }
 
 impl Cluster {
     pub(super) fn new(count: usize, zones: u32, open: usize, seed: u64) -> Self {
         let machine = |no: usize| Machine {
-            flight: Flight::new(no_readahead()),
+            flight: Flight::new(asked_for_only()),
             rng: Rng::new(seed.wrapping_mul(1000).wrapping_add(no as u64)),
             timer: None,
             is_open: no < open,
