@@ -18,7 +18,7 @@ use hermes_image::guess::{Command, GuessedFile, LIMITS, Source, guess};
 use hermes_image::ids::{DiffId, Digest};
 use hermes_image::runs::Runs;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::Inner;
 use crate::fetch::{Class, FetchHandle};
@@ -38,13 +38,8 @@ pub(super) struct Start {
     pub(super) layers: Vec<DiffId>,
 }
 
-/// Guesses and fetches, unless `has_profile` says that it is known.
-pub(super) async fn prefetch(node: Weak<Inner>, start: Start, mut has_profile: watch::Receiver<Option<bool>>) {
-    match has_profile.wait_for(Option::is_some).await {
-        Ok(found) if *found == Some(false) => {}
-        // It is known, or the start is over.
-        _ => return,
-    }
+/// Guesses and fetches. Returns when all of it has come, or will not.
+pub(super) async fn prefetch(node: Weak<Inner>, start: Start) {
     let Some(inner) = node.upgrade() else { return };
     let image = start.reference.clone();
     let command = match inner.resolve_manifest(&start.reference, start.manifest).await {
@@ -63,14 +58,15 @@ pub(super) async fn prefetch(node: Weak<Inner>, start: Start, mut has_profile: w
     drop(inner);
     let guessing = tokio::task::spawn_blocking(move || {
         let runtime = Handle::current();
-        let mut ahead =
-            Ahead { files: &files, reader: &reader, fetch: &fetch, runtime: &runtime, asked: BTreeMap::new() };
+        let (asked, coming) = (BTreeMap::new(), JoinSet::new());
+        let mut ahead = Ahead { files: &files, reader: &reader, fetch: &fetch, runtime: &runtime, asked, coming };
         let guess = guess(&tree, &command, LIMITS, &mut ahead);
         let bytes: u64 = guess.files.iter().map(GuessedFile::len_bytes).sum();
-        (guess.files.len(), bytes, guess.is_cut)
+        (guess.files.len(), bytes, guess.is_cut, ahead.coming)
     });
-    if let Ok((files, bytes, is_cut)) = guessing.await {
+    if let Ok((files, bytes, is_cut, coming)) = guessing.await {
         tracing::info!(image, files, bytes, is_cut, "guessed what a first start reads");
+        coming.join_all().await;
     }
 }
 
@@ -81,6 +77,8 @@ struct Ahead<'a> {
     fetch: &'a FetchHandle,
     runtime: &'a Handle,
     asked: BTreeMap<u16, Runs>,
+    /// What was asked for.
+    coming: JoinSet<()>,
 }
 
 impl Source for Ahead<'_> {
@@ -119,13 +117,14 @@ impl Source for Ahead<'_> {
 
 impl Ahead<'_> {
     /// The one place where guessed chunks are asked for. There are at most as many as a guess has files and waves.
-    fn need(&self, layer: DiffId, chunks: Runs) {
+    fn need(&mut self, layer: DiffId, chunks: Runs) {
         let fetch = self.fetch.clone();
-        self.runtime.spawn(async move {
+        let ask = async move {
             let came = fetch.need(layer, chunks, Class::Prefetch, Instant::now() + PATIENCE).await;
             if let Err(error) = came {
                 tracing::debug!(%layer, %error, "what was guessed did not come");
             }
-        });
+        };
+        self.coming.spawn_on(ask, self.runtime);
     }
 }

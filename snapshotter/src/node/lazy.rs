@@ -32,6 +32,7 @@ use super::first_pull::FirstPull;
 use super::shown::{Found as Tree, Places};
 use super::{INDEXES_FOLDER, Inner, NodeError, guess};
 use crate::artifacts::StatementLookupError;
+use crate::config::CompleteMode;
 use crate::control::MountRequest;
 use crate::index_folder::IndexFolder;
 use crate::metrics::{self, RECORDED};
@@ -367,11 +368,21 @@ impl LazyImages {
             && !is_complete
             && node.config.guess_starts
             && let Some(reference) = reference
-            && let Some(has_profile) = node.container_begins(&dir).await
+            && let Some(container) = node.container_start(&dir).await
         {
             let layers = layers.iter().map(|layer| layer.diff_id).collect();
-            let start = guess::Start { reference, manifest, tree, layers };
-            tokio::spawn(guess::prefetch(Arc::downgrade(node), start, has_profile));
+            let guessed = guess::prefetch(Arc::downgrade(node), guess::Start { reference, manifest, tree, layers });
+            // Where all of an image is fetched sooner or later, what is around its reads is fetched now: after the guess, which is right far more
+            // often.
+            let may_explore = node.config.complete != CompleteMode::Never;
+            tokio::spawn(async move {
+                if container.is_unknown().await {
+                    guessed.await;
+                }
+                if may_explore {
+                    container.explore();
+                }
+            });
         }
         Ok(dir)
     }

@@ -11,14 +11,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hermes_image::ids::{DiffId, Digest};
 use hermes_image::index::chunks::ChunkTable;
-use hermes_policy::profile::{Donor, PrefetchLimits, Profile, codec};
+use hermes_policy::profile::{Donor, PrefetchLimits, Profile, START_MAX_MS, codec};
 use hermes_store::ImageRecord;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::{Inner, MountedImage, NodeError};
-use crate::config::CompleteMode;
 use crate::controller::Controller;
 use crate::fetch::{FetchHandle, OpenLayer};
 use crate::metrics::{PrefetchedBytes, RECORDED, StartRecordEnd};
@@ -31,8 +30,8 @@ use crate::status::{ProfileOrigin, ProfileReport, StartStatus};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long an unmount waits for the record to be kept: one write.
 const KEEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long after its mount a tree may be said to be a container's; that follows at once.
-const CONTAINER_WAIT: Duration = Duration::from_secs(10);
+/// How long after its mount it may be said that a start explores: all of it is over then.
+const EXPLORE_WAIT: Duration = Duration::from_millis(START_MAX_MS as u64);
 /// How long a prefetch waits to hear what peers have of an earlier version: some round trips, and an index of 200 KB.
 const DONORS_WAIT: Duration = Duration::from_millis(500);
 /// Share of the store's budget that may be fetched ahead of one start: others start too.
@@ -62,6 +61,26 @@ struct View {
     used_bytes: AtomicU64,
 }
 
+/// The start of a container, for whom it is prepared for.
+pub(super) struct ContainerStart {
+    view: Weak<View>,
+}
+
+impl ContainerStart {
+    /// Whether no profile knows what it reads. Waits until that is known; false when it is over before.
+    pub(super) async fn is_unknown(&self) -> bool {
+        let Some(mut has_profile) = self.view.upgrade().map(|view| view.has_profile.subscribe()) else { return false };
+        has_profile.wait_for(Option::is_some).await.is_ok_and(|found| *found == Some(false))
+    }
+
+    /// As far as no profile knows what it reads, it is fetched around that from now on.
+    pub(super) fn explore(&self) {
+        if let Some(view) = self.view.upgrade() {
+            view.may_explore.send_replace(true);
+        }
+    }
+}
+
 /// A start under way. Dropping it ends it, and its record is lost.
 #[derive(Debug)]
 pub(super) struct RunningStart {
@@ -87,13 +106,6 @@ impl RunningStart {
         if tokio::time::timeout(KEEP_TIMEOUT, &mut self.task).await.is_err() {
             tracing::warn!("the record of a start is not kept in time, and lost");
         }
-    }
-
-    /// As far as no profile knows what it reads, it is fetched around that, if it `may_explore`. Whether there is a profile is
-    /// told once it is known.
-    fn explore(&self, may_explore: bool) -> watch::Receiver<Option<bool>> {
-        self.view.may_explore.send_replace(may_explore);
-        self.view.has_profile.subscribe()
     }
 
     /// How it stands.
@@ -250,7 +262,7 @@ impl Work {
             return;
         }
         let mut may_explore = self.view.may_explore.subscribe();
-        let said = tokio::time::timeout(CONTAINER_WAIT, may_explore.wait_for(|may_explore| *may_explore));
+        let said = tokio::time::timeout(EXPLORE_WAIT, may_explore.wait_for(|may_explore| *may_explore));
         if said.await.is_ok_and(|said| said.is_ok()) {
             let end = self.job.run_near().await;
             self.fetched(None, end);
@@ -291,12 +303,11 @@ impl Work {
 }
 
 impl Inner {
-    /// The start of the tree at `dir` is a container's. Where all of an image is fetched sooner or later, what is around its reads
-    /// is fetched now, unless there is a profile; whether there is one is told once that is known. `None` when no start goes on there.
-    pub(super) async fn container_begins(&self, dir: &Path) -> Option<watch::Receiver<Option<bool>>> {
+    /// The start of the tree at `dir`, which is a container's. `None` when none goes on there.
+    pub(super) async fn container_start(&self, dir: &Path) -> Option<ContainerStart> {
         let images = self.images.lock().await;
         let start = images.iter().find(|image| image.dir == dir)?.start.as_ref()?;
-        Some(start.explore(self.config.complete != CompleteMode::Never))
+        Some(ContainerStart { view: Arc::downgrade(&start.view) })
     }
 
     /// The image called `image`, or mounted at `dir`, or with the digest that `image` is; of several with one name the one that
