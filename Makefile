@@ -19,7 +19,7 @@ SECONDS ?= 300
 # Prepares the tools of one group and then runs a command in the environment that building needs.
 run = tools/setup $(1) && . tools/environment && $(2)
 
-.PHONY: help demo test check lint bench bench-start fuzz screenshot soak render clean-cache
+.PHONY: help demo test check lint bench bench-start calibrate fuzz screenshot soak render clean-cache
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,10 @@ bench: ## Index, read, full download, file system, memory, swarm and status page
 
 bench-start: ## From the pull to the first answer of real programs, in every way to start them; ARGS='--docs docs' writes it down
 	@$(call run,bench,cargo run --locked --release --bin hermes -- bench start $(ARGS))
+
+calibrate: ## Fleets of real nodes and the same fleets simulated, beside each other
+	@$(call run,test,HERMES_CALIBRATE=1 unshare --mount --propagation private cargo test --locked --release \
+		--test e2e -- --nocapture calibrate::)
 
 fuzz: ## Fuzz every decoder for MINUTES each (default 10)
 	@$(call run,build,tools/fuzz $(MINUTES))

@@ -188,6 +188,13 @@ impl LayerGeometry {
         after as u32 - 1
     }
 
+    /// The chunks that lie, at least in part, within so many bytes before `chunk` or after its start. It is one of them.
+    pub fn around(&self, chunk: u32, behind_bytes: u64, ahead_bytes: u64) -> ChunkRange {
+        let at = self.start_bytes(chunk);
+        let first = self.chunk_at(at.saturating_sub(behind_bytes)).min(chunk);
+        first..self.chunk_at(at.saturating_add(ahead_bytes)).max(chunk + 1)
+    }
+
     /// The part of `run` that is of the same file as its first chunk, as far as lengths tell: a long file is cut every
     /// [`CHUNK_LEN_BYTES`], so it ends with the first chunk of another length. When neither the first chunk nor the one
     /// before it has that length they tell nothing (it may hold many small files), and all of `run` is meant.
@@ -249,6 +256,21 @@ impl LayerGeometry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lies_around_a_chunk_ends_with_the_layer() {
+        let layer = LayerGeometry::new([512, 65_536, 1_024, 700]).expect("valid");
+        for (chunk, behind, ahead, expected) in [
+            (0, 0, 0, 0..1),
+            (2, 0, 1, 2..3),
+            (2, 1, 0, 1..3),
+            (2, 65_537, 2_000, 0..4),
+            (3, 0, u64::MAX, 3..4),
+            (1, u64::MAX, 1, 0..2),
+        ] {
+            assert_eq!(layer.around(chunk, behind, ahead), expected, "{behind} before and {ahead} after chunk {chunk}");
+        }
+    }
 
     fn span(first_chunk: u32, blob_start: u64, blob_end: u64) -> Span {
         Span { first_chunk, blob_start, blob_end }

@@ -4,7 +4,7 @@
 //! code of the node daemon, unchanged, on each of up to tens of thousands of nodes. Never reads a clock or draws a number
 //! that is not in the seed, so that one seed is one run ([`trace`]), and never decides about chunks.
 //!
-//! Data flows: [`open`] -> [`scenario`] + [`shape`] + seed -> [`world`] -> [`report`] -> [`html`]; [`compare`] runs the same world once for
+//! Data flows: [`open`] (and [`library`]) -> [`scenario`] + [`shape`] + seed -> [`world`] -> [`report`] -> [`html`]; [`compare`] runs the same world once for
 //! each [`strategy`]; [`checkers`] watch all the way, and
 //! [`ledger`] notes who reads what from the registry; [`fuzz`] makes random small worlds, and makes the failing ones smaller; [`replay`] decides again
 //! what a real node has decided. What the model is, and what it cannot say: `docs/simulation.md`.
@@ -14,6 +14,7 @@ pub mod compare;
 pub mod fuzz;
 pub mod html;
 pub mod ledger;
+pub mod library;
 pub mod net;
 pub mod open;
 pub mod queue;

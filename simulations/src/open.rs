@@ -1,6 +1,6 @@
 //! A scenario by its name or from a file, with its image: what is simulated, ready to run.
 //!
-//! Files are read whole, up to a bound; an image's shape lies beside its scenario.
+//! Files are read whole, up to a bound; an image's shape is one of the library, or lies beside its scenario.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::library::{self, SHAPES};
 use crate::scenario::{SHIPPED, Scenario, ScenarioError, shipped};
 use crate::shape::{FILE_LEN_MAX_BYTES, Shape, ShapeError};
 
@@ -23,6 +24,15 @@ pub enum OpenError {
     /// A file that cannot be read.
     #[error("{} cannot be read", path.display())]
     File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Neither an image of the library nor a file.
+    #[error("{} cannot be read; images that come with this version are {names}", path.display(), names = shape_names())]
+    Image {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -48,7 +58,15 @@ pub enum OpenError {
 }
 
 fn names() -> String {
-    SHIPPED.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+    list(SHIPPED)
+}
+
+fn shape_names() -> String {
+    list(SHAPES)
+}
+
+fn list(named: &[(&str, &str)]) -> String {
+    named.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
 }
 
 /// The scenario of a name or a file, with `changes` (`section.field=value`) made to it, and its image, drawn from `seed`
@@ -69,9 +87,18 @@ pub fn open(name: &str, changes: &[String], seed: u64) -> Result<(Arc<Scenario>,
     };
     let scenario = Scenario::parse(&text, changes)?;
     let shape = match &scenario.image.shape {
-        Some(file) => {
-            let path = path.parent().unwrap_or(Path::new("")).join(file);
-            let shape = Shape::parse(&read(&path, "a shape", FILE_LEN_MAX_BYTES)?)?;
+        Some(name) => {
+            let shape = match library::shape(name) {
+                Some(file) => Shape::parse(file.as_bytes())?,
+                None => {
+                    let path = path.parent().unwrap_or(Path::new("")).join(name);
+                    let text = read(&path, "a shape", FILE_LEN_MAX_BYTES).map_err(|error| match error {
+                        OpenError::File { path, source } => OpenError::Image { path, source },
+                        other => other,
+                    })?;
+                    Shape::parse(&text)?
+                }
+            };
             Arc::new(shape.or_drawn(scenario.image.start_chunks, seed)?)
         }
         None => crate::synthetic_shape(&scenario, seed)?,
@@ -98,6 +125,18 @@ mod tests {
     fn a_name_and_a_change_open_a_scenario() {
         let (scenario, shape) = open("start-100", &["cluster.nodes=3".to_owned()], 1).expect("it is shipped");
         assert_eq!((scenario.cluster.nodes, shape.layers.len()), (3, 10));
+    }
+
+    #[test]
+    fn an_image_of_the_library_stands_in_for_a_synthetic_one() {
+        let (scenario, shape) = open("start-100", &["image.shape=node-web".to_owned()], 1).expect("it is shipped");
+        assert_eq!((scenario.image.shape.as_deref(), shape.layers.len()), (Some("node-web"), 4));
+        let error =
+            open("start-100", &["image.shape=web".to_owned()], 1).expect_err("neither image nor file").to_string();
+        assert_eq!(
+            error,
+            "web cannot be read; images that come with this version are node-web, python-science, spark-master"
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! End to end, on the real command and real parts. One binary, because each would be linked with everything.
 
 mod bench_start;
+mod calibrate;
 mod command;
 mod completion;
 mod containerd;

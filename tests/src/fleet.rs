@@ -7,6 +7,7 @@
 //! Nothing outlives the fleet, not even when the test is killed: a daemon dies with the thread that started it, mounts
 //! and networks with their last process, and the folder is swept by a [`Sweeper`].
 
+pub mod calibration;
 pub mod outcome;
 pub mod readers;
 pub mod rig;

@@ -1,6 +1,7 @@
 //! A small image in which every byte is a function of its file and place, so that every wrong byte shows.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use crate::command::run;
 use crate::compress::Compression;
 use crate::layout::{Layout, LayoutImage, NewLayer};
-use crate::tarball::{Entry, Tarball};
+use crate::tarball::{BLOCK_LEN_BYTES, Entry, Tarball};
 
 /// The tag under which samples are stored.
 pub const TAG: &str = "v1";
@@ -94,6 +95,17 @@ impl Sample {
     /// When there is no such file.
     pub fn content(&self, name: &str) -> Vec<u8> {
         content(name, self.files[name])
+    }
+
+    /// The layer that holds `name`, from the lowest, and where its content lies in that before compression. `None` when there is no such
+    /// file, or an empty one.
+    pub fn place(&self, name: &str) -> Option<(usize, Range<u64>)> {
+        let content = self.files.get(name).filter(|len| **len > 0).map(|len| content(name, *len))?;
+        let find = |tar: &[u8]| {
+            let mut blocks = (0..tar.len()).step_by(BLOCK_LEN_BYTES);
+            blocks.find(|at| tar[*at..].starts_with(&content)).map(|at| at as u64..(at + content.len()) as u64)
+        };
+        self.tars.iter().enumerate().find_map(|(layer, tar)| Some((layer, find(tar)?)))
     }
 
     /// Builds its index with `hermes`, the real program.

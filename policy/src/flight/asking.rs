@@ -10,6 +10,9 @@ use super::{Flight, Turn};
 use crate::class::Class;
 use crate::event::{Action, AskId, OriginNo, PeerNo, Reason, Source, Want};
 
+/// Uncompressed bytes before and after a chunk in which something has to be here, for what lies next to be taken along with it.
+const SEEN_WITHIN_BYTES: u64 = 1 << 20;
+
 /// A question to a peer.
 #[derive(Debug)]
 pub(super) struct Question {
@@ -99,10 +102,13 @@ impl Flight {
             // What readahead wants next comes with it: a request of its own would read the end of this one again.
             let mut along = record.ahead.within(within.clone());
             if need.acts_for.is_none() {
-                // Here the next read is likeliest, and to wait for another round trip costs more than to take it along.
+                // Where something was read before the next read is likeliest here, and to wait for another round trip costs more than to
+                // take it along. Random reads drag nothing along.
                 let near = near(&record.geometry, first, self.limits.origin_near_bytes);
-                let near = Runs::one(first..near.end.clamp(first, within.end));
-                along.insert_all(&record.worth_guessing(near, wanted, turn.now, &self.limits));
+                if record.have.intersects(&record.geometry.around(first, SEEN_WITHIN_BYTES, SEEN_WITHIN_BYTES)) {
+                    let near = Runs::one(first..near.end.clamp(first, within.end));
+                    along.insert_all(&record.worth_guessing(near, wanted, turn.now, &self.limits));
+                }
             }
             targets.insert_all(&along.difference(&record.have).difference(&record.leased));
         }

@@ -48,11 +48,9 @@ struct Around {
 impl Around {
     /// What of the surroundings of `chunk` to ask for next: ahead, then behind.
     fn next(&self, chunk: u32) -> Option<ChunkRange> {
-        let at = self.geometry.start_bytes(chunk);
-        let first = self.geometry.chunk_at(at.saturating_sub(BEHIND_BYTES));
-        let end = self.geometry.chunk_at(at.saturating_add(AHEAD_BYTES)).max(chunk + 1);
+        let around = self.geometry.around(chunk, BEHIND_BYTES, AHEAD_BYTES);
         let of = |run: ChunkRange| Runs::one(run).difference(&self.asked).first();
-        of(chunk..end).or_else(|| of(first..chunk))
+        of(chunk..around.end).or_else(|| of(around.start..chunk))
     }
 }
 

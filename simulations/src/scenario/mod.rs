@@ -150,7 +150,7 @@ impl Default for RegistryConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageConfig {
-    /// A shape's file. Of the parameters below only `start_chunks` counts then, when nobody has recorded a start.
+    /// An image of the library ([`crate::library`]), or a shape's file. Of the parameters below only `start_chunks` counts then, when nobody has recorded a start.
     pub shape: Option<String>,
     /// Uncompressed bytes.
     pub size: Bytes,

@@ -17,6 +17,7 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("slow-disks", include_str!("../../scenarios/slow-disks.toml")),
     ("recycled", include_str!("../../scenarios/recycled.toml")),
     ("zone-loss", include_str!("../../scenarios/zone-loss.toml")),
+    ("spark-burst", include_str!("../../scenarios/spark-burst.toml")),
     ("gpu-scale-up", include_str!("../../scenarios/gpu-scale-up.toml")),
 ];
 
@@ -36,7 +37,7 @@ mod tests {
             let scenario = Scenario::parse(text, &[]).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert!(!scenario.name.is_empty(), "{name}");
             assert!(text.starts_with('#'), "{name} has a comment that says what it is for");
-            crate::synthetic_shape(&scenario, 1).unwrap_or_else(|error| panic!("{name}: {error}"));
+            crate::open::open(name, &[], 1).unwrap_or_else(|error| panic!("{name}: {error}"));
         }
         assert!(shipped("start-1000").is_some() && shipped("none").is_none());
     }

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use hermes_simulations::html;
+use hermes_simulations::library::SHAPES;
 use hermes_simulations::open::{OpenError, open};
 use hermes_simulations::report::Report;
 use hermes_simulations::scenario::{SHIPPED, Scenario, shipped};
+use hermes_simulations::shape::Shape;
 use hermes_simulations::strategy::{Strategy, model};
 use hermes_simulations::units::show_nanos;
 use hermes_simulations::world::Progress;
@@ -27,7 +29,7 @@ const DRAW_EVERY: Duration = Duration::from_millis(100);
 /// Commands of `hermes simulate`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SimulateCommand {
-    /// List the scenarios that come with this binary, or print one.
+    /// List the scenarios and the images that come with this binary, or print a scenario.
     List(ListArgs),
     /// Run a scenario and say what came of it.
     Run(RunArgs),
@@ -156,7 +158,14 @@ fn list(args: &ListArgs) -> anyhow::Result<()> {
         let scenario = Scenario::parse(text, &[]).with_context(|| format!("scenario {name}"))?;
         rows.push(vec![(*name).to_owned(), scenario.name]);
     }
-    println!("{}", output::table(&["SCENARIO", "WHAT"], rows));
+    println!("{}\n", output::table(&["SCENARIO", "WHAT"], rows));
+    let mut images = Vec::with_capacity(SHAPES.len());
+    for (name, file) in SHAPES {
+        let shape = Shape::parse(file.as_bytes()).with_context(|| format!("image {name}"))?;
+        let (chunks, start) = (shape.chunk_count(), shape.start_size().1);
+        images.push(vec![(*name).to_owned(), chunks.to_string(), output::bytes(start), shape.name]);
+    }
+    println!("{}", output::table(&["IMAGE.SHAPE", "CHUNKS", "A START READS", "WHAT"], images));
     Ok(())
 }
 

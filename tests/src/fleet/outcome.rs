@@ -113,6 +113,13 @@ impl Outcome {
         self.unharmed().map(|findings| findings.took).max().unwrap_or_default()
     }
 
+    /// When half of the readers were done whose node no fault befell.
+    pub fn median_finish(&self) -> Duration {
+        let mut took: Vec<Duration> = self.unharmed().map(|findings| findings.took).collect();
+        took.sort_unstable();
+        took.get(took.len().saturating_sub(1) / 2).copied().unwrap_or_default()
+    }
+
     /// How long the registry's link takes for each byte once.
     pub fn bound(&self) -> Duration {
         Duration::from_secs_f64(self.delivered.unique_bytes as f64 * 8.0 / self.shape.registry_rate as f64)

@@ -79,14 +79,25 @@ pub fn start_lost(name: &str, rig: &Rig, shape: &Shape) -> Result<Outcome> {
 /// When the fleet does not come up.
 pub fn two_killed(name: &str, rig: &Rig, shape: &Shape, seed: u64) -> Result<Outcome> {
     let mut random = StdRng::seed_from_u64(seed);
-    let killed = sample(&mut random, shape.nodes(), 2).into_vec();
+    let nodes = sample(&mut random, shape.nodes(), 2).into_vec();
     let moment = random.random_range(0.1..0.7);
-    println!("{name}: seed {seed}: nodes {killed:?} are killed after {moment:.2} of the bound");
-    with_fault(name, rig, shape, &killed, |fleet, bound| {
+    println!("{name}: seed {seed}: nodes {nodes:?} are killed after {moment:.2} of the bound");
+    killed(name, rig, shape, &nodes, moment)
+}
+
+/// These nodes are killed after this part of the bound.
+///
+/// # Errors
+/// When the fleet does not come up.
+pub fn killed(name: &str, rig: &Rig, shape: &Shape, nodes: &[usize], moment: f64) -> Result<Outcome> {
+    with_fault(name, rig, shape, nodes, |fleet, bound| {
         thread::sleep(bound.mul_f64(moment));
-        killed.iter().try_for_each(|node| fleet.kill(*node))
+        nodes.iter().try_for_each(|node| fleet.kill(*node))
     })
 }
+
+/// When the halves of [`parted`] part, and for how long, as parts of the bound.
+pub const PARTED: (f64, f64) = (0.2, 0.5);
 
 /// The first half of the nodes and the second do not reach each other for half of the bound.
 ///
@@ -95,9 +106,9 @@ pub fn two_killed(name: &str, rig: &Rig, shape: &Shape, seed: u64) -> Result<Out
 pub fn parted(name: &str, rig: &Rig, shape: &Shape) -> Result<Outcome> {
     let group: Vec<usize> = (0..shape.nodes() / 2).collect();
     with_fault(name, rig, shape, &[], |fleet, bound| {
-        thread::sleep(bound.mul_f64(0.2));
+        thread::sleep(bound.mul_f64(PARTED.0));
         fleet.wires().part(&group)?;
-        thread::sleep(bound.mul_f64(0.5));
+        thread::sleep(bound.mul_f64(PARTED.1));
         fleet.wires().join(&group)
     })
 }

@@ -199,19 +199,24 @@ fn a_layer_that_is_one_stream_is_read_once() {
 }
 
 #[test]
-fn a_demand_ask_takes_along_what_lies_next_where_nobody_else_has_it() {
-    let mut node = Node::new(Limits { origin_near_bytes: 3 * u64::from(SPAN_CHUNKS) * CHUNK, ..no_guessing() });
-    node.open(LAYER, geometry(100), Some(OriginNo(0)));
-    assert_eq!(words(&node.demand(6..7)), ["spans 1..4"]);
-    assert_eq!(words(&node.demand(0..1)), ["spans 0..1"], "what is under way is not asked for again");
+fn a_demand_ask_takes_along_what_lies_next_where_something_near_is_here_and_nobody_else_has_it() {
+    let near = || {
+        let mut node = Node::new(Limits { origin_near_bytes: 3 * u64::from(SPAN_CHUNKS) * CHUNK, ..no_guessing() });
+        node.open(LAYER, geometry(100), Some(OriginNo(0)));
+        node.arrived(0..4);
+        node.arrived(36..40);
+        node
+    };
+    let mut node = near();
+    assert_eq!(words(&node.demand(200..201)), ["spans 50..51"], "nothing near was read");
+    assert_eq!(words(&node.demand(14..15)), ["spans 3..6"]);
+    assert_eq!(words(&node.demand(9..10)), ["spans 2..3"], "what is under way is not asked for again");
+    assert_eq!(words(&node.demand(32..33)), ["spans 8..9"], "nor what is here");
     node.holder(A, 44..48);
     let mut actions = node.demand(40..41);
     actions.extend(node.tell(Event::HoldersFound { layer: LAYER }));
     assert_eq!(words(&actions), ["spans 10..11"], "what a peer has is not read from the registry");
-    assert_eq!(words(&node.demand(396..397)), ["spans 99..100"], "the layer ends");
-    let mut node = Node::new(Limits { origin_near_bytes: 3 * u64::from(SPAN_CHUNKS) * CHUNK, ..no_guessing() });
-    node.open(LAYER, geometry(100), Some(OriginNo(0)));
-    assert_eq!(words(&node.prefetch(0..1)), ["spans 0..1"], "prefetch knows what it wants");
+    assert_eq!(words(&near().prefetch(5..6)), ["spans 1..2"], "prefetch knows what it wants");
 }
 
 #[test]
