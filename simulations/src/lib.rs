@@ -47,5 +47,6 @@ pub fn run(scenario: Arc<Scenario>, shape: Arc<Shape>, seed: u64, tell: impl FnM
 /// # Errors
 /// When the parameters describe no image.
 pub fn synthetic_shape(scenario: &Scenario, seed: u64) -> Result<Arc<Shape>, ShapeError> {
-    Ok(Arc::new(Shape::synthetic(&scenario.image, seed)?))
+    let work = &scenario.workload;
+    Ok(Arc::new(Shape::synthetic_images(&scenario.image, work.images, work.shared_layers, seed)?))
 }

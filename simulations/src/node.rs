@@ -110,6 +110,8 @@ pub(crate) struct Waiting {
 #[derive(Debug)]
 pub(crate) struct Start {
     pub(crate) began: Nanos,
+    /// The image, by its place in the shape.
+    pub(crate) image: usize,
     /// The next read of the shape that nobody has begun.
     pub(crate) next: usize,
     pub(crate) done: usize,

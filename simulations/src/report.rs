@@ -201,10 +201,9 @@ impl World {
 
     pub(crate) fn report(self) -> Report {
         let needed_bytes = self.needed_bytes();
-        let started = self.nodes().iter().filter_map(|node| node.start.as_ref());
-        let first = started.clone().map(|start| start.began).min().unwrap_or_default();
-        let last = started.clone().filter_map(|start| start.ready).max().unwrap_or_default();
-        let after: Vec<Nanos> = started.filter_map(|start| Some(start.ready? - start.began)).collect();
+        let (first, took) = self.start_times();
+        let last = took.iter().map(|(_, ready)| *ready).max().unwrap_or_default();
+        let after: Vec<Nanos> = took.iter().map(|(began, ready)| ready - began).collect();
         let cluster = &self.scenario().cluster;
         let trip = cluster.latency.0.max(if cluster.zones > 1 { cluster.zone_latency.0 } else { 0 }) * 2;
         let is_slow = |(wait, len): &&(Nanos, u32)| *wait > 2 * (trip + cluster.nic.time(u64::from(*len)));

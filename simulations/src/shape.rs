@@ -106,7 +106,7 @@ pub struct ShapeLayer {
     pub diff_id: DiffId,
     /// Its chunks and spans.
     pub geometry: Arc<LayerGeometry>,
-    /// Chunks that a start reads.
+    /// Chunks that a start of any image reads.
     pub hot: Runs,
 }
 
@@ -119,15 +119,28 @@ pub struct Read {
     pub chunks: Range<u32>,
 }
 
-/// An image without content.
+/// One of the images of a shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// The places of its layers, from the base upwards.
+    pub layers: Vec<usize>,
+    /// What a start of it reads, by place among the reads of the shape.
+    pub reads: Range<usize>,
+    /// Chunks that a start of it reads, layer by layer.
+    pub hot: Vec<Runs>,
+}
+
+/// Images without content, mostly one.
 #[derive(Debug, Clone)]
 pub struct Shape {
     /// For people.
     pub name: String,
-    /// From the base upwards.
+    /// From the base upwards; of several images the ones that they share first.
     pub layers: Vec<ShapeLayer>,
-    /// What a start reads, in order.
+    /// What starts read, in order, image by image.
     pub reads: Vec<Read>,
+    /// The images, the most popular first.
+    pub images: Vec<Image>,
 }
 
 impl Shape {
@@ -168,7 +181,7 @@ impl Shape {
                 _ => return Err(ShapeError::Read(place)),
             }
         }
-        Ok(Self { name: file.name, layers, reads: Vec::new() }.with_reads(reads))
+        Ok(Self::with_reads(file.name, layers, reads))
     }
 
     /// A shape by parameters; the same parameters and seed give the same one.
@@ -176,24 +189,46 @@ impl Shape {
     /// # Errors
     /// When the start is larger than the image.
     pub fn synthetic(config: &ImageConfig, seed: u64) -> Result<Self, ShapeError> {
+        Self::synthetic_images(config, 1, 0, seed)
+    }
+
+    /// A shape of several images, each by the same parameters, of which the first `shared` layers are the same.
+    ///
+    /// # Errors
+    /// When the start is larger than an image.
+    pub fn synthetic_images(config: &ImageConfig, images: u16, shared: u16, seed: u64) -> Result<Self, ShapeError> {
         let mut rng = Rng::new(seed ^ 0x5348_4150_4553_0001);
-        let layer_bytes = (config.size.0 / u64::from(config.layers.max(1))).max(CHUNK_BYTES);
-        let (mut layers, mut files) = (Vec::new(), Vec::new());
-        for layer in 0..config.layers.max(1) {
-            let (geometry, of_layer) = synthetic_layer(config, layer_bytes, &mut rng)?;
-            let mut name = [0; 32];
-            name.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&rng.next_u64().to_le_bytes()));
-            layers.push(ShapeLayer { diff_id: DiffId(name), geometry: Arc::new(geometry), hot: Runs::new() });
-            files.extend(of_layer.into_iter().map(|chunks| Read { layer, chunks }));
+        let count = config.layers.max(1);
+        let layer_bytes = (config.size.0 / u64::from(count)).max(CHUNK_BYTES);
+        let (mut layers, mut reads, mut made) = (Vec::new(), Vec::new(), Vec::new());
+        let mut files: Vec<Vec<Read>> = Vec::new();
+        for image in 0..images.max(1) {
+            let shared = if image == 0 { 0 } else { shared.min(count) };
+            let mut places: Vec<usize> = (0..usize::from(shared)).collect();
+            for _ in shared..count {
+                let (geometry, of_layer) = synthetic_layer(config, layer_bytes, &mut rng)?;
+                let mut name = [0; 32];
+                name.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&rng.next_u64().to_le_bytes()));
+                let place = layers.len();
+                layers.push(ShapeLayer { diff_id: DiffId(name), geometry: Arc::new(geometry), hot: Runs::new() });
+                files.push(of_layer.into_iter().map(|chunks| Read { layer: place as u16, chunks }).collect());
+                places.push(place);
+            }
+            let chunks: u64 = places.iter().map(|place| u64::from(layers[*place].geometry.chunk_count())).sum();
+            let start = u64::from(config.start_chunks);
+            if start > chunks {
+                return Err(ShapeError::Start { chunks, start });
+            }
+            let of_image = places.iter().flat_map(|place| files[*place].iter().cloned()).collect();
+            let first = reads.len();
+            reads.extend(draw_reads(of_image, config.start_chunks, &mut rng));
+            made.push((places, first..reads.len()));
         }
-        let chunks: u64 = layers.iter().map(|layer| u64::from(layer.geometry.chunk_count())).sum();
-        let start = u64::from(config.start_chunks);
-        if start > chunks {
-            return Err(ShapeError::Start { chunks, start });
-        }
-        let reads = draw_reads(files, config.start_chunks, &mut rng);
-        let name = format!("synthetic, {}", config.size);
-        Ok(Self { name, layers, reads: Vec::new() }.with_reads(reads))
+        let name = match images {
+            0 | 1 => format!("synthetic, {}", config.size),
+            _ => format!("{images} synthetic ones, {} each", config.size),
+        };
+        Ok(Self::with_images(name, layers, reads, made))
     }
 
     /// The shape of a real image: its layers from the base upwards, and what a profile says that starts read, in its order. Steps
@@ -211,7 +246,7 @@ impl Shape {
             (step.chunks.start < end).then_some(Read { layer: layer as u16, chunks: step.chunks.start..end })
         });
         let reads = reads.take(READS_MAX).collect();
-        Self { name, layers, reads: Vec::new() }.with_reads(reads)
+        Self::with_reads(name, layers, reads)
     }
 
     /// The form of a file; [`Self::parse`] reads it again.
@@ -268,18 +303,36 @@ impl Shape {
             return Err(ShapeError::Start { chunks: self.chunk_count(), start: start_chunks.into() });
         }
         let reads = draw_reads(files, start_chunks, &mut rng);
-        Ok(self.with_reads(reads))
+        Ok(Self::with_reads(self.name, self.layers, reads))
     }
 
-    fn with_reads(mut self, reads: Vec<Read>) -> Self {
-        for (place, layer) in self.layers.iter_mut().enumerate() {
-            let mut of_layer: Vec<Range<u32>> =
-                reads.iter().filter(|read| usize::from(read.layer) == place).map(|read| read.chunks.clone()).collect();
-            of_layer.sort_unstable_by_key(|chunks| chunks.start);
-            layer.hot = of_layer.into_iter().collect();
+    /// A shape of one image, of which a start reads `reads`.
+    pub(crate) fn with_reads(name: String, layers: Vec<ShapeLayer>, reads: Vec<Read>) -> Self {
+        let image = ((0..layers.len()).collect(), 0..reads.len());
+        Self::with_images(name, layers, reads, vec![image])
+    }
+
+    fn with_images(
+        name: String,
+        mut layers: Vec<ShapeLayer>,
+        reads: Vec<Read>,
+        images: Vec<(Vec<usize>, Range<usize>)>,
+    ) -> Self {
+        let hot = |place: usize, reads: &[Read]| -> Runs {
+            let of_layer = reads.iter().filter(|read| usize::from(read.layer) == place);
+            let mut chunks: Vec<Range<u32>> = of_layer.map(|read| read.chunks.clone()).collect();
+            chunks.sort_unstable_by_key(|chunks| chunks.start);
+            chunks.into_iter().collect()
+        };
+        let image = |(layers, range): (Vec<usize>, Range<usize>)| {
+            let hot = layers.iter().map(|place| hot(*place, &reads[range.clone()])).collect();
+            Image { layers, reads: range, hot }
+        };
+        let images: Vec<Image> = images.into_iter().map(image).collect();
+        for image in &images {
+            image.layers.iter().zip(&image.hot).for_each(|(place, hot)| layers[*place].hot.insert_all(hot));
         }
-        self.reads = reads;
-        self
+        Self { name, layers, reads, images }
     }
 
     /// Chunks of all layers.
@@ -384,6 +437,26 @@ mod tests {
         assert_eq!((&shape.reads, &shape.layers[2].geometry), (&again.reads, &again.layers[2].geometry));
         assert_ne!(shape.reads, Shape::synthetic(&config(300), 2).expect("valid").reads);
         assert!(matches!(Shape::synthetic(&config(30_000), 1), Err(ShapeError::Start { .. })));
+    }
+
+    #[test]
+    fn images_share_their_lowest_layers_and_read_each_its_own() {
+        let shape = Shape::synthetic_images(&config(300), 4, 2, 1).expect("valid");
+        assert_eq!((shape.layers.len(), shape.images.len(), shape.reads.len()), (3 + 3, 4, shape.images[3].reads.end));
+        for (no, image) in shape.images.iter().enumerate() {
+            assert_eq!(image.layers, [0, 1, 2 + no]);
+            assert_eq!(image.hot.iter().map(Runs::chunk_count).sum::<u64>(), 300);
+            assert!(
+                shape.reads[image.reads.clone()].iter().all(|read| image.layers.contains(&usize::from(read.layer)))
+            );
+            assert_eq!(shape.layers[2 + no].hot, image.hot[2]);
+        }
+        assert!(shape.layers[0].hot.chunk_count() > shape.images[0].hot[0].chunk_count());
+        let one = Shape::synthetic(&config(300), 1).expect("valid");
+        assert_eq!(
+            (&one.reads[..], one.images[0].reads.clone()),
+            (&shape.reads[..one.reads.len()], shape.images[0].reads.clone())
+        );
     }
 
     #[test]

@@ -29,7 +29,7 @@ fn image(layers: &[(u64, u64, usize)]) -> Arc<Shape> {
         ShapeLayer { diff_id: DiffId([place as u8 * 2 + 1; 32]), geometry: Arc::new(geometry), hot }
     });
     let layers = layers.collect();
-    Arc::new(Shape { name: "measured".to_owned(), layers, reads })
+    Arc::new(Shape::with_reads("measured".to_owned(), layers, reads))
 }
 
 /// The Spark image of the measurements: layers in MB, uncompressed and compressed, and the spans that its start touches.
@@ -184,4 +184,24 @@ fn every_model_outlives_every_fault_and_is_the_same_run_twice() {
             assert_eq!(report.trace, one(&scenario, &shape, model.strategy).trace, "{kind:?}, {}", model.strategy);
         }
     }
+}
+
+/// Jobs with many images on few nodes, of which one dies at work and comes back.
+#[test]
+fn jobs_with_many_images_follow_each_other_on_the_same_nodes() {
+    let text = "[cluster]\nnodes = 4\n[image]\nsize = \"20 MB\"\nlayers = 3\nstart_chunks = 40\n[workload]\nkind = \"ci-churn\"\n\
+                images = 6\nshared_layers = 1\njobs = 40\nper_minute = 600\njob = \"500 ms\"\n\
+                [[fault]]\nat = \"700 ms\"\nkind = \"kill\"\nshare = \"25 %\"\nfor = \"1 s\"\n[expect]\nfailures = true";
+    let scenario = Arc::new(Scenario::parse(text, &[]).expect("valid"));
+    let shape = crate::synthetic_shape(&scenario, 1).expect("an image");
+    assert_eq!((shape.images.len(), shape.layers.len()), (6, 1 + 6 * 2));
+    let all = [Strategy::Hermes, Strategy::RegistryOnly, Strategy::Containerd, Strategy::Soci, Strategy::Spegel];
+    let reports = compare(&scenario, &shape, 1, &all, |_, _| {});
+    for report in &reports {
+        assert_eq!((report.starts, report.ready, &report.violation), (40, 40, &None), "{}", report.strategy);
+        assert_eq!(report.ready_after.count, 40);
+    }
+    let sent = |place: usize| reports[place].registry_bytes;
+    assert!(sent(0) <= reports[0].needed_bytes * 12 / 10, "{} of {}", sent(0), reports[0].needed_bytes);
+    assert!(sent(0) < sent(1) && sent(1) < sent(2), "each image once, once for each node, and whole layers");
 }

@@ -230,6 +230,15 @@ pub struct WorkloadConfig {
     pub changed_layers: u16,
     /// Rolling update: chunks of a changed layer that the version before does not have.
     pub changed: Share,
+    /// CI churn: images, each as `image` says. The most popular one is wanted twice as often as the second, three times as often as the
+    /// third, and so on (Zipf's law with exponent 1).
+    pub images: u16,
+    /// CI churn: layers of each image, from the base, that are the same in all.
+    pub shared_layers: u16,
+    /// CI churn: jobs, of which `per_minute` come.
+    pub jobs: u32,
+    /// CI churn: how long a job has its node to itself once it is ready.
+    pub job: Time,
 }
 
 impl Default for WorkloadConfig {
@@ -243,6 +252,10 @@ impl Default for WorkloadConfig {
             surge: 0,
             changed_layers: 0,
             changed: Share(0),
+            images: 1,
+            shared_layers: 0,
+            jobs: 0,
+            job: Time(0),
         }
     }
 }
@@ -260,6 +273,8 @@ pub enum WorkloadKind {
     Autoscaler,
     /// Nodes that run the version before start this one, some at a time.
     RollingUpdate,
+    /// Jobs with many images come one after the other, each to the node that has been free for longest.
+    CiChurn,
 }
 
 /// Something that goes wrong.
@@ -411,11 +426,24 @@ impl Scenario {
         check("image.compressed", self.image.compressed.0, self.image.compressed.0 > 0, "above 0 %")?;
         check("image.span", self.image.span.0, self.image.span.0 >= 65_536, "64 KiB at least")?;
         check("image.size", self.image.size.0, self.image.size.0 <= 1 << 40, "1 TiB at most")?;
-        let rated = matches!(work.kind, WorkloadKind::Staggered | WorkloadKind::Autoscaler);
+        let churns = work.kind == WorkloadKind::CiChurn;
+        let rated = churns || matches!(work.kind, WorkloadKind::Staggered | WorkloadKind::Autoscaler);
         check("workload.per_minute", work.per_minute.into(), !rated || work.per_minute > 0, "above 0")?;
         let rolls = work.kind == WorkloadKind::RollingUpdate;
         check("workload.surge", work.surge.into(), !rolls || work.surge > 0, "above 0")?;
         check("workload.warm", work.warm.into(), work.warm <= cluster.nodes, "no more than cluster.nodes")?;
+        let (images, layers) = (u64::from(work.images), u64::from(self.image.layers));
+        check(
+            "workload.images",
+            images,
+            churns && (1..=1000).contains(&images) || images == 1,
+            "1, or to 1000 of ci-churn",
+        )?;
+        check("workload.images", images, images == 1 || self.image.shape.is_none(), "1 where image.shape names one")?;
+        let own = layers.saturating_sub(work.shared_layers.into());
+        check("workload.shared_layers", work.shared_layers.into(), images == 1 || own > 0, "fewer than image.layers")?;
+        check("image.layers", layers, images * own < u64::from(u16::MAX), "fewer for so many images")?;
+        check("workload.jobs", work.jobs.into(), !churns || work.jobs > 0, "above 0")?;
         for fault in &self.faults {
             check("fault.share", fault.share.0, fault.share.0 <= 10_000, "at most 100 %")?;
             let slow = fault.kind == FaultKind::Slow;
@@ -461,6 +489,7 @@ mod tests {
             ("nodes", "is no change"),
             ("cluster.nodes.more=3", "is no change"),
             ("workload.kind=staggered", "workload.per_minute is 0"),
+            ("workload.images=3", "workload.images is 3, but must be 1, or to 1000 of ci-churn"),
         ] {
             let error = Scenario::parse("[cluster]\nnodes = 3", &[change.to_owned()]).expect_err(change);
             let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();

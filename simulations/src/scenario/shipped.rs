@@ -13,6 +13,7 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("stale-lists", include_str!("../../scenarios/stale-lists.toml")),
     ("corrupt-peers", include_str!("../../scenarios/corrupt-peers.toml")),
     ("rolling-update", include_str!("../../scenarios/rolling-update.toml")),
+    ("ci-churn", include_str!("../../scenarios/ci-churn.toml")),
     ("pods-200", include_str!("../../scenarios/pods-200.toml")),
     ("slow-disks", include_str!("../../scenarios/slow-disks.toml")),
     ("recycled", include_str!("../../scenarios/recycled.toml")),

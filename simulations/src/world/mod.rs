@@ -28,7 +28,7 @@ pub(crate) mod serve;
 mod starts;
 mod wire;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use hermes_image::ids::DiffId;
@@ -104,6 +104,10 @@ pub(crate) enum Happening {
     Read { node: u32 },
     /// A pod lands on a node.
     Arrives { node: u32 },
+    /// A job comes that any node may have.
+    Job { image: usize },
+    /// A node's job is over.
+    JobEnds { node: u32, life: u32 },
     /// The members notice what has changed.
     Notice,
     /// A node gets the list.
@@ -180,6 +184,12 @@ pub struct World {
     marks: Vec<Mark>,
     /// Nodes of the rolling update that wait for their turn.
     to_roll: Vec<u32>,
+    /// Nodes that wait for jobs, and the images of jobs that wait for nodes; one of both is empty.
+    free: VecDeque<u32>,
+    jobs: VecDeque<usize>,
+    /// When the first start began, and when those that are ready began and were.
+    first_start: Option<Nanos>,
+    took: Vec<(Nanos, Nanos)>,
     last_change: Nanos,
     series: Series,
     waits: Vec<(Nanos, u32)>,
@@ -228,6 +238,10 @@ impl World {
             lost: 0,
             marks: Vec::new(),
             to_roll: Vec::new(),
+            free: VecDeque::new(),
+            jobs: VecDeque::new(),
+            first_start: None,
+            took: Vec::new(),
             last_change: 0,
             series: Series::default(),
             waits: Vec::new(),
@@ -294,7 +308,9 @@ impl World {
             Happening::LookupEnds { node, layer, .. } => self.lookup_ends(node, layer),
             Happening::Rival { node, step, .. } => self.rival_step(node, step),
             Happening::Read { node } => self.read_on(node),
-            Happening::Arrives { node } => self.arrives(node),
+            Happening::Arrives { node } => self.arrives(node, 0),
+            Happening::Job { image } => self.job_comes(image),
+            Happening::JobEnds { node, .. } => self.is_free(node),
             Happening::Notice => self.notice(),
             Happening::List { node, .. } => self.tell_list(node),
             Happening::Fault { no, ends } => self.fault(no, ends),
@@ -320,6 +336,7 @@ impl World {
             | Happening::Found { node, life, .. }
             | Happening::LookupEnds { node, life, .. }
             | Happening::Rival { node, life, .. }
+            | Happening::JobEnds { node, life }
             | Happening::List { node, life } => (*node, Some(*life)),
             Happening::Read { node } | Happening::Arrives { node } => (*node, None),
             _ => return Some(happening),
@@ -446,6 +463,11 @@ impl World {
     /// Starts that were to be ready, are, and died with their node.
     pub(crate) fn start_counts(&self) -> (u32, u32, u32) {
         (self.starts, self.ready, self.lost)
+    }
+
+    /// When the first start began, and when those that are ready began and were.
+    pub(crate) fn start_times(&self) -> (Nanos, &[(Nanos, Nanos)]) {
+        (self.first_start.unwrap_or_default(), &self.took)
     }
 
     /// Bytes that left a zone for another.

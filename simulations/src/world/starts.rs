@@ -4,20 +4,39 @@
 //! is here costs nothing; one that finds a mark of the policy is told as a hit; one that misses waits. The node is ready when
 //! the last read is done. A read that fails is counted and made again after a second, as programs do.
 
+use std::sync::Arc;
+
 use hermes_image::runs::Runs;
 use hermes_policy::class::Class;
 use hermes_policy::event::{Event, FailCause, OriginNo, PeerNo, ReadId};
+use hermes_policy::rng::Rng;
 
 use super::{Happening, World};
-use crate::node::{Start, Waiting};
+use crate::node::{Node, Start, Waiting};
 use crate::queue::{Nanos, SECOND};
 use crate::scenario::{Prefetch, WorkloadKind};
+use crate::shape::Shape;
 use crate::strategy::Strategy;
 
 /// How long prefetch is worth waiting for: as long as `hermes complete` waits for one layer.
 const PREFETCH_DEADLINE: Nanos = 600 * SECOND;
 /// A node has run for so long when the first start comes, so that connections stand.
 const SETTLED: Nanos = SECOND;
+
+/// Where the images of jobs are drawn from, beside the seed.
+const JOBS_SEED: u64 = 0x4a4f_4253_0000_0001;
+
+/// One of so many, of which the first is drawn twice as often as the second, three times as often as the third, and so on.
+fn popular(count: usize, rng: &mut Rng) -> usize {
+    let weight = |rank: usize| 1_000_000 / (rank as u64 + 1);
+    let mut drawn = rng.below((0..count).map(weight).sum());
+    let is_beyond = |rank: &usize| {
+        let beyond = drawn >= weight(*rank);
+        drawn -= if beyond { weight(*rank) } else { 0 };
+        beyond
+    };
+    (0..count).take_while(is_beyond).count().min(count.saturating_sub(1))
+}
 
 impl World {
     /// Plans the whole run.
@@ -37,11 +56,22 @@ impl World {
         if strategy != Strategy::HermesNoSeeds {
             (0..first).for_each(|no| self.have_everything(no));
         }
-        self.starts = nodes - first;
+        self.starts = if work.kind == WorkloadKind::CiChurn { work.jobs } else { nodes - first };
         let interval = 60 * SECOND / u64::from(work.per_minute.max(1));
-        for no in first..nodes {
+        if work.kind == WorkloadKind::CiChurn {
+            self.free.extend(first..nodes);
+            let mut rng = Rng::new(self.checkers.seed() ^ JOBS_SEED);
+            for no in 0..work.jobs {
+                let (at, image) = (settled + interval * u64::from(no), popular(self.shape.images.len(), &mut rng));
+                self.last_change = at;
+                self.queue.at(at, Happening::Job { image });
+            }
+        }
+        let landing = if work.kind == WorkloadKind::CiChurn { nodes } else { first };
+        for no in landing..nodes {
             let place = u64::from(no - first);
             let at = match work.kind {
+                WorkloadKind::CiChurn => continue,
                 WorkloadKind::FlashCrowd => work.spread.0 * place / u64::from(self.starts.max(1)),
                 WorkloadKind::Staggered | WorkloadKind::Autoscaler => interval * place,
                 WorkloadKind::RollingUpdate => {
@@ -94,15 +124,19 @@ impl World {
     fn open_layers(&mut self, no: u32, begins: Option<&Prefetch>) {
         let rolls = self.scenario.workload.kind == WorkloadKind::RollingUpdate;
         let kept = self.shape.layers.len().saturating_sub(usize::from(self.scenario.workload.changed_layers));
-        for place in 0..self.shape.layers.len() {
-            let (layer, geometry) = (self.shape.layers[place].diff_id, self.shape.layers[place].geometry.clone());
+        let shape = Arc::clone(&self.shape);
+        for (place, hot) in Self::parts(&shape, &self.nodes[no as usize]) {
+            let (layer, geometry) = (shape.layers[place].diff_id, shape.layers[place].geometry.clone());
             let here = &mut self.nodes[no as usize].layers[place];
-            here.open = true;
+            let was_open = std::mem::replace(&mut here.open, true);
             let present = here.have.clone();
             let local = if rolls && place >= kept { self.kept_chunks(place) } else { Runs::new() };
             if begins.is_some() {
-                let needed = self.shape.layers[place].hot.difference(&present).difference(&local);
-                self.checkers.needs(place, &needed);
+                self.checkers.needs(place, &hot.difference(&present).difference(&local));
+            }
+            // Images that were started here stay mounted.
+            if was_open {
+                continue;
             }
             self.tell(no, Event::LayerOpened { layer, geometry, present, local, origin: Some(OriginNo(0)) });
             self.provide(no, place as u16);
@@ -111,8 +145,38 @@ impl World {
         }
     }
 
+    /// The layers of the image that a node starts, with what a start reads of them; of all images when it starts none.
+    pub(super) fn parts<'a>(shape: &'a Shape, node: &Node) -> Vec<(usize, &'a Runs)> {
+        match &node.start {
+            Some(start) => {
+                let image = &shape.images[start.image];
+                image.layers.iter().copied().zip(&image.hot).collect()
+            }
+            None => shape.layers.iter().map(|layer| &layer.hot).enumerate().collect(),
+        }
+    }
+
+    /// A job comes: the node that has been free for longest has it, or the next one that will be.
+    pub(super) fn job_comes(&mut self, image: usize) {
+        // Who died while it was free comes back by itself: see `resume`.
+        while let Some(no) = self.free.pop_front() {
+            if self.nodes[no as usize].up {
+                return self.arrives(no, image);
+            }
+        }
+        self.jobs.push_back(image);
+    }
+
+    /// A node's job is over.
+    pub(super) fn is_free(&mut self, no: u32) {
+        match self.jobs.pop_front() {
+            Some(image) => self.arrives(no, image),
+            None => self.free.push_back(no),
+        }
+    }
+
     /// A pod lands on a node.
-    pub(super) fn arrives(&mut self, no: u32) {
+    pub(super) fn arrives(&mut self, no: u32, image: usize) {
         if self.scenario.workload.kind == WorkloadKind::Autoscaler && !self.nodes[no as usize].joined {
             self.join(no);
             self.change_members(self.scenario.cluster.gossip.0);
@@ -124,8 +188,10 @@ impl World {
             return;
         }
         let now = self.queue.now();
-        let start = Start { began: now, next: 0, done: 0, ready: None, again: Vec::new(), at: Default::default() };
+        let next = self.shape.images[image].reads.start;
+        let start = Start { began: now, image, next, done: 0, ready: None, again: Vec::new(), at: Default::default() };
         self.nodes[no as usize].start = Some(start);
+        self.first_start.get_or_insert(now);
         self.begun += 1;
         if !self.strategy().is_policy() {
             return self.rival_starts(no);
@@ -137,15 +203,16 @@ impl World {
     }
 
     fn prefetch(&mut self, no: u32) {
-        for place in 0..self.shape.layers.len() {
-            let all = 0..self.shape.layers[place].geometry.chunk_count();
+        let shape = Arc::clone(&self.shape);
+        for (place, hot) in Self::parts(&shape, &self.nodes[no as usize]) {
+            let all = 0..shape.layers[place].geometry.chunk_count();
             let prefetch = match self.strategy() {
                 Strategy::HermesNoProfile => Prefetch::None,
                 _ => self.scenario.start.prefetch,
             };
             let wanted = match prefetch {
                 Prefetch::None => Runs::new(),
-                Prefetch::Profile => self.shape.layers[place].hot.clone(),
+                Prefetch::Profile => hot.clone(),
                 Prefetch::All => Runs::one(all),
             };
             let missing = wanted.difference(&self.nodes[no as usize].layers[place].have);
@@ -178,7 +245,7 @@ impl World {
             let Some(start) = node.start.as_mut().filter(|_| node.up) else { return };
             let place = match start.again.pop() {
                 Some(place) => place,
-                None if start.next < self.shape.reads.len() => {
+                None if start.next < self.shape.images[start.image].reads.end => {
                     start.next += 1;
                     start.next - 1
                 }
@@ -203,7 +270,7 @@ impl World {
                 let (first_chunk, end_chunk) = (read.chunks.start, read.chunks.end);
                 self.tell(no, Event::ReadHit { layer, first_chunk, end_chunk });
             }
-            let think = self.think();
+            let think = self.think(no);
             if think > 0 {
                 return self.queue.at(now + think, Happening::Read { node: no });
             }
@@ -211,21 +278,29 @@ impl World {
     }
 
     /// What one thread computes between two reads.
-    fn think(&self) -> Nanos {
-        let reads = (self.shape.reads.len() as u64).max(1);
+    fn think(&self, no: u32) -> Nanos {
+        let image = self.nodes[no as usize].start.as_ref().map_or(0, |start| start.image);
+        let reads = (self.shape.images[image].reads.len() as u64).max(1);
         self.scenario.start.work.0 * u64::from(self.scenario.start.parallel) / reads
     }
 
     fn is_ready(&mut self, no: u32) {
         let now = self.queue.now();
-        let reads = self.shape.reads.len();
-        let Some(start) = &mut self.nodes[no as usize].start else { return };
-        if start.done < reads || start.ready.is_some() {
+        let node = &mut self.nodes[no as usize];
+        let Some(start) = &mut node.start else { return };
+        if start.done < self.shape.images[start.image].reads.len() || start.ready.is_some() {
             return;
         }
         start.ready = Some(now);
+        self.took.push((start.began, now));
         self.ready += 1;
+        let life = node.life;
         self.tell_all(no);
+        if self.scenario.workload.kind == WorkloadKind::CiChurn {
+            // What the last job to come needs is counted from when it can begin.
+            self.last_change = self.last_change.max(now);
+            self.queue.after(self.scenario.workload.job.0, Happening::JobEnds { node: no, life });
+        }
         if let Some(next) = self.to_roll.pop() {
             self.last_change = now;
             self.queue.after(0, Happening::Arrives { node: next });
@@ -259,7 +334,7 @@ impl World {
                 format!("node {no}: {:?} of layer {} came after {waited}", waiting.chunks, waiting.layer),
             );
         }
-        let think = self.think();
+        let think = self.think(no);
         let node = &mut self.nodes[no as usize];
         if let Some(start) = &mut node.start
             && start.at.remove(&read).is_some()
@@ -297,13 +372,18 @@ impl World {
         self.join(no);
         let near: Vec<u32> = self.nodes[no as usize].connected.iter().copied().collect();
         near.into_iter().for_each(|peer| self.tell(no, Event::PeerUp { peer: PeerNo(peer) }));
-        if self.nodes[no as usize].start.is_some() {
-            if !self.strategy().is_policy() {
-                return self.rival_starts(no);
-            }
+        let start = self.nodes[no as usize].start.as_ref();
+        let (has_started, works) = (start.is_some(), start.is_some_and(|start| start.ready.is_none()));
+        if has_started && self.strategy().is_policy() {
             self.open_layers(no, Some(&Prefetch::None));
             self.prefetch(no);
             (0..self.scenario.start.parallel).for_each(|_| self.read_on(no));
+        } else if has_started {
+            self.rival_starts(no);
+        }
+        if self.scenario.workload.kind == WorkloadKind::CiChurn && !works && !self.free.contains(&no) {
+            // Its job ended with it.
+            self.is_free(no);
         }
     }
 }

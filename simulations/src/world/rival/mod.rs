@@ -154,7 +154,9 @@ impl World {
 
     /// The node wants the image.
     pub(super) fn pull(&mut self, no: u32) {
-        self.rival_of(no).blobs.iter_mut().for_each(|blob| blob.wanted = true);
+        for place in self.places(no) {
+            self.rival_of(no).blobs[place].wanted = true;
+        }
         self.plan_look(no, self.queue.now());
         self.image_comes(no);
     }
@@ -213,11 +215,12 @@ impl World {
     /// Unpacks the next layer, when its turn has come; lets the program read when nothing is left.
     fn image_comes(&mut self, no: u32) {
         let rate = self.scenario.cluster.unpack;
+        let places = self.places(no);
         let rival = self.rival_of(no);
-        if rival.unpacking || !rival.blobs.iter().all(|blob| blob.wanted) {
+        if rival.unpacking || !places.iter().all(|place| rival.blobs[*place].wanted) {
             return;
         }
-        match rival.blobs.iter().position(|blob| !blob.unpacked) {
+        match places.into_iter().find(|place| !rival.blobs[*place].unpacked) {
             Some(place) if rival.blobs[place].is_whole() => {
                 rival.unpacking = true;
                 let takes = rate.time(self.shape.layers[place].geometry.len_bytes(&(0..u32::MAX)));
@@ -238,9 +241,10 @@ impl World {
     }
 
     fn image_is_here(&mut self, no: u32) {
+        let places = self.places(no);
         let node = &mut self.nodes[no as usize];
-        for (here, layer) in node.layers.iter_mut().zip(&self.shape.layers) {
-            here.have = Runs::one(0..layer.geometry.chunk_count());
+        for place in places {
+            node.layers[place].have = Runs::one(0..self.shape.layers[place].geometry.chunk_count());
         }
         let waits = node.start.as_ref().is_some_and(|start| start.ready.is_none());
         let reads = &mut self.rival_of(no).reads;
@@ -251,9 +255,9 @@ impl World {
 
     /// What a start reads and the node has not is needed once by the cluster.
     fn note_needs(&mut self, no: u32) {
-        for place in 0..self.shape.layers.len() {
-            let missing = self.shape.layers[place].hot.difference(&self.nodes[no as usize].layers[place].have);
-            self.checkers.needs(place, &missing);
+        let node = &self.nodes[no as usize];
+        for (place, hot) in Self::parts(&self.shape, node) {
+            self.checkers.needs(place, &hot.difference(&node.layers[place].have));
         }
     }
 
@@ -264,9 +268,16 @@ impl World {
         self.plan_look(no, at);
     }
 
+    /// The layers of the image that a node starts; of all images when it starts none.
+    fn places(&self, no: u32) -> Vec<usize> {
+        Self::parts(&self.shape, &self.nodes[no as usize]).into_iter().map(|(place, _)| place).collect()
+    }
+
     /// A pod lands on a node of a model, or its daemon starts again.
     pub(super) fn rival_starts(&mut self, no: u32) {
         self.note_needs(no);
+        let is_new = self.nodes[no as usize].start.as_ref().is_some_and(|start| start.done == 0 && start.at.is_empty());
+        self.rival_of(no).reads &= !is_new;
         if self.strategy().is_eager() {
             return self.pull(no);
         }
