@@ -195,7 +195,15 @@ fn jobs_with_many_images_follow_each_other_on_the_same_nodes() {
     let scenario = Arc::new(Scenario::parse(text, &[]).expect("valid"));
     let shape = crate::synthetic_shape(&scenario, 1).expect("an image");
     assert_eq!((shape.images.len(), shape.layers.len()), (6, 1 + 6 * 2));
-    let all = [Strategy::Hermes, Strategy::RegistryOnly, Strategy::Containerd, Strategy::Soci, Strategy::Spegel];
+    let all = [
+        Strategy::Hermes,
+        Strategy::RegistryOnly,
+        Strategy::Containerd,
+        Strategy::Soci,
+        Strategy::Spegel,
+        Strategy::Dragonfly,
+        Strategy::Kraken,
+    ];
     let reports = compare(&scenario, &shape, 1, &all, |_, _| {});
     for report in &reports {
         assert_eq!((report.starts, report.ready, &report.violation), (40, 40, &None), "{}", report.strategy);

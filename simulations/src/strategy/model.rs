@@ -69,6 +69,8 @@ pub enum Way {
         connections: usize,
         /// Pieces asked for at once on one connection.
         pipeline: u32,
+        /// How long a connection stays on which no piece goes.
+        idle: Nanos,
     },
 }
 
@@ -198,8 +200,16 @@ pub const MODELS: [Model; 6] = [
         at_once: 30,
         limit: Some((Rate(300_000_000), Rate(300_000_000))),
         stall: 16 * SECOND,
-        way: Way::Tracked { origins: 5, replicas: 2, announce: 3 * SECOND, handout: 50, connections: 10, pipeline: 3 },
-        source: "pieces of 4 MB, announce 3 s, handout 50, 10 connections, pipeline 3, rarest first, piece timeout 4 s/MB, 2 replicas \
+        way: Way::Tracked {
+            origins: 5,
+            replicas: 2,
+            announce: 3 * SECOND,
+            handout: 50,
+            connections: 10,
+            pipeline: 3,
+            idle: 30 * SECOND,
+        },
+        source: "pieces of 4 MB, announce 3 s, handout 50, 10 connections, closed after 30 s without a piece, pipeline 3, rarest first, piece timeout 4 s/MB, 2 replicas \
                  (code); 300 MB/s each way as in its published run; an origin has a layer whole before it gives a piece",
         checked: "3 GB in 2 layers on 2,600 hosts: p50 10 s, p99 18 s published; 150 hosts of this model \
                   end together, after the published p50 and before the published p99",

@@ -119,6 +119,9 @@ impl World {
             self.take_from(no, layer, host);
         }
         let way = self.model().way;
+        if let Way::Tracked { idle, .. } = way {
+            self.close_idle(no, layer, idle);
+        }
         let blob = self.blob(no, layer);
         if blob.is_whole() {
             return;
@@ -225,7 +228,7 @@ impl World {
     }
 
     fn peers_named(&mut self, no: u32, layer: u16) {
-        let Way::Tracked { announce, handout, connections, .. } = self.model().way else { return };
+        let Way::Tracked { announce, handout, connections, idle, .. } = self.model().way else { return };
         let now = self.queue.now();
         let place = usize::from(layer);
         // Who waits for an origin is known already, so that the first answers name the whole crowd (assumed).
@@ -242,7 +245,9 @@ impl World {
             let whole = self.nodes[*host as usize].rival.as_ref().is_some_and(|rival| rival.blobs[place].is_whole());
             (!whole || self.is_host(*host), !self.is_host(*host))
         });
+        self.close_idle(no, layer, idle);
         for host in named {
+            self.close_idle(host, layer, idle);
             let (mine, theirs) = (self.blob(no, layer).neighbours.len(), self.blob(host, layer).neighbours.len());
             let known = self.blob(no, layer).neighbours.iter().any(|near| near.host == host);
             let there = self.reaches(no, host) && self.reaches(host, no);
@@ -260,14 +265,29 @@ impl World {
     }
 
     fn add_neighbour(&mut self, no: u32, layer: u16, host: u32) {
-        let has = self.blob(host, layer).have.clone();
+        let (has, active) = (self.blob(host, layer).have.clone(), self.queue.now());
         self.blob(host, layer).takers.insert(no);
         let blob = self.blob(no, layer);
         if blob.neighbours.iter().any(|near| near.host == host) {
             return;
         }
-        blob.neighbours.push(Neighbour { host, under_way: 0 });
+        blob.neighbours.push(Neighbour { host, under_way: 0, active });
         (0..blob.piece_count).filter(|piece| has.contains(*piece)).for_each(|piece| blob.rarity[piece as usize] += 1);
+    }
+
+    /// Closes connections on which no piece has gone either way for `idle`: else those of whole peers would keep others out, and peers
+    /// that have nothing yet would stay among themselves.
+    fn close_idle(&mut self, no: u32, layer: u16, idle: Nanos) {
+        let since = self.queue.now().saturating_sub(idle);
+        let is_idle = |near: &Neighbour| near.under_way == 0 && near.active < since;
+        let mine: Vec<u32> =
+            self.blob(no, layer).neighbours.iter().filter(|near| is_idle(near)).map(|near| near.host).collect();
+        for host in mine {
+            if self.blob(host, layer).neighbours.iter().filter(|near| near.host == no).all(is_idle) {
+                self.drop_neighbour(no, layer, host);
+                self.drop_neighbour(host, layer, no);
+            }
+        }
     }
 
     /// A host is asked no more.

@@ -77,6 +77,8 @@ pub(crate) enum Search {
 pub(crate) struct Neighbour {
     pub(crate) host: u32,
     pub(crate) under_way: u32,
+    /// When it became one, or the last piece of it was asked for or was over.
+    pub(crate) active: Nanos,
 }
 
 /// One layer's blob on one host.

@@ -36,6 +36,7 @@ impl World {
         }
         if let Some(neighbour) = blob.neighbours.iter_mut().find(|other| Some(other.host) == from) {
             neighbour.under_way += 1;
+            neighbour.active = now;
         }
         let transfer = rival.next_transfer;
         rival.next_transfer += 1;
@@ -138,6 +139,7 @@ impl World {
 
     /// A transfer is over: forgets it at both ends.
     fn take_transfer(&mut self, no: u32, transfer: u64) -> Option<Transfer> {
+        let now = self.queue.now();
         let rival = self.rival_of(no);
         let open = rival.transfers.remove(&transfer)?;
         let blob = &mut rival.blobs[usize::from(open.layer)];
@@ -146,6 +148,7 @@ impl World {
         }
         if let Some(neighbour) = blob.neighbours.iter_mut().find(|other| Some(other.host) == open.from) {
             neighbour.under_way = neighbour.under_way.saturating_sub(1);
+            neighbour.active = now;
         }
         if let Some(host) = open.from {
             let uploads = &mut self.rival_of(host).uploads;
