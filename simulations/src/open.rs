@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::library::{self, SHAPES};
-use crate::scenario::{SHIPPED, Scenario, ScenarioError, shipped};
+use crate::library::{self, SCENARIOS, SHAPES};
+use crate::scenario::{Scenario, ScenarioError};
 use crate::shape::{FILE_LEN_MAX_BYTES, Shape, ShapeError};
 
 /// Longest file of a scenario: the longest that is shipped has 1 KB.
@@ -19,7 +19,7 @@ const SCENARIO_LEN_MAX_BYTES: u64 = 1 << 20;
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// Neither a scenario that comes with this version nor a file.
-    #[error("{0:?} is neither a file nor one of the scenarios {names}", names = names())]
+    #[error("{0:?} is neither a file nor one of the scenarios {names}", names = library::names(SCENARIOS))]
     Unknown(String),
     /// A file that cannot be read.
     #[error("{} cannot be read", path.display())]
@@ -31,7 +31,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// Neither an image of the library nor a file.
-    #[error("{} cannot be read; images that come with this version are {names}", path.display(), names = shape_names())]
+    #[error("{} cannot be read; images that come with this version are {names}", path.display(), names = library::names(SHAPES))]
     Image {
         /// The file.
         path: PathBuf,
@@ -57,18 +57,6 @@ pub enum OpenError {
     Shape(#[from] ShapeError),
 }
 
-fn names() -> String {
-    list(SHIPPED)
-}
-
-fn shape_names() -> String {
-    list(SHAPES)
-}
-
-fn list(named: &[(&str, &str)]) -> String {
-    named.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
-}
-
 /// The scenario of a name or a file, with `changes` (`section.field=value`) made to it, and its image, drawn from `seed`
 /// unless it has a shape's file.
 ///
@@ -76,7 +64,7 @@ fn list(named: &[(&str, &str)]) -> String {
 /// When there is no such scenario, or it or its image cannot be read.
 pub fn open(name: &str, changes: &[String], seed: u64) -> Result<(Arc<Scenario>, Arc<Shape>), OpenError> {
     let path = Path::new(name);
-    let text = match shipped(name) {
+    let text = match library::text(SCENARIOS, name) {
         Some(text) => text.to_owned(),
         None if !path.exists() => return Err(OpenError::Unknown(name.to_owned())),
         None => {
@@ -88,7 +76,7 @@ pub fn open(name: &str, changes: &[String], seed: u64) -> Result<(Arc<Scenario>,
     let scenario = Scenario::parse(&text, changes)?;
     let shape = match &scenario.image.shape {
         Some(name) => {
-            let shape = match library::shape(name) {
+            let shape = match library::text(SHAPES, name) {
                 Some(file) => Shape::parse(file.as_bytes())?,
                 None => {
                     let path = path.parent().unwrap_or(Path::new("")).join(name);

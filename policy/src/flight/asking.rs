@@ -101,14 +101,13 @@ impl Flight {
         if need.class == Class::Demand {
             // What readahead wants next comes with it: a request of its own would read the end of this one again.
             let mut along = record.ahead.within(within.clone());
-            if need.acts_for.is_none() {
+            let around = record.geometry.around(first, SEEN_WITHIN_BYTES, SEEN_WITHIN_BYTES);
+            if need.acts_for.is_none() && record.have.intersects(&around) {
                 // Where something was read before the next read is likeliest here, and to wait for another round trip costs more than to
                 // take it along. Random reads drag nothing along.
-                let near = near(&record.geometry, first, self.limits.origin_near_bytes);
-                if record.have.intersects(&record.geometry.around(first, SEEN_WITHIN_BYTES, SEEN_WITHIN_BYTES)) {
-                    let near = Runs::one(first..near.end.clamp(first, within.end));
-                    along.insert_all(&record.worth_guessing(near, wanted, turn.now, &self.limits));
-                }
+                let end = near(&record.geometry, first, self.limits.origin_near_bytes).end.clamp(first, within.end);
+                let next = Runs::one(first..end);
+                along.insert_all(&record.worth_guessing(next, wanted, turn.now, &self.limits));
             }
             targets.insert_all(&along.difference(&record.have).difference(&record.leased));
         }

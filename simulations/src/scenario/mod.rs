@@ -3,15 +3,11 @@
 //! Every field has a default, so a scenario says what is special about it. A change (`cluster.nodes=500`) is made to a field before
 //! anything is read, so that a wrong name or value is refused like one in the file.
 
-mod shipped;
-
 use serde::Deserialize;
 use thiserror::Error;
 
 use crate::strategy::Strategy;
 use crate::units::{Bytes, Rate, Share, Time};
-
-pub use shipped::{SHIPPED, shipped};
 
 /// Most nodes of a world.
 pub const NODES_MAX: u32 = 100_000;

@@ -29,13 +29,14 @@ const JOBS_SEED: u64 = 0x4a4f_4253_0000_0001;
 /// One of so many, of which the first is drawn twice as often as the second, three times as often as the third, and so on.
 fn popular(count: usize, rng: &mut Rng) -> usize {
     let weight = |rank: usize| 1_000_000 / (rank as u64 + 1);
-    let mut drawn = rng.below((0..count).map(weight).sum());
-    let is_beyond = |rank: &usize| {
-        let beyond = drawn >= weight(*rank);
-        drawn -= if beyond { weight(*rank) } else { 0 };
-        beyond
-    };
-    (0..count).take_while(is_beyond).count().min(count.saturating_sub(1))
+    let mut left = rng.below((0..count).map(weight).sum());
+    for rank in 0..count {
+        if left < weight(rank) {
+            return rank;
+        }
+        left -= weight(rank);
+    }
+    0
 }
 
 impl World {
@@ -59,7 +60,6 @@ impl World {
         self.starts = if work.kind == WorkloadKind::CiChurn { work.jobs } else { nodes - first };
         let interval = 60 * SECOND / u64::from(work.per_minute.max(1));
         if work.kind == WorkloadKind::CiChurn {
-            self.free.extend(first..nodes);
             let mut rng = Rng::new(self.checkers.seed() ^ JOBS_SEED);
             for no in 0..work.jobs {
                 let (at, image) = (settled + interval * u64::from(no), popular(self.shape.images.len(), &mut rng));
@@ -67,11 +67,13 @@ impl World {
                 self.queue.at(at, Happening::Job { image });
             }
         }
-        let landing = if work.kind == WorkloadKind::CiChurn { nodes } else { first };
-        for no in landing..nodes {
+        for no in first..nodes {
             let place = u64::from(no - first);
             let at = match work.kind {
-                WorkloadKind::CiChurn => continue,
+                WorkloadKind::CiChurn => {
+                    self.free.push_back(no);
+                    continue;
+                }
                 WorkloadKind::FlashCrowd => work.spread.0 * place / u64::from(self.starts.max(1)),
                 WorkloadKind::Staggered | WorkloadKind::Autoscaler => interval * place,
                 WorkloadKind::RollingUpdate => {
@@ -385,5 +387,22 @@ impl World {
             // Its job ended with it.
             self.is_free(no);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_is_drawn_as_often_as_zipf_says() {
+        let mut rng = Rng::new(1);
+        let mut drawn = [0_u32; 4];
+        (0..25_000).for_each(|_| drawn[popular(4, &mut rng)] += 1);
+        // 12, 6, 4 and 3 of 25.
+        for (count, expected) in drawn.into_iter().zip([12_000_u32, 6_000, 4_000, 3_000]) {
+            assert!(count.abs_diff(expected) < 400, "{drawn:?}");
+        }
+        assert_eq!(popular(1, &mut rng), 0);
     }
 }

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use hermes_simulations::html;
-use hermes_simulations::library::SHAPES;
+use hermes_simulations::library::{SCENARIOS, SHAPES, text};
 use hermes_simulations::open::{OpenError, open};
 use hermes_simulations::report::Report;
-use hermes_simulations::scenario::{SHIPPED, Scenario, shipped};
+use hermes_simulations::scenario::Scenario;
 use hermes_simulations::shape::Shape;
 use hermes_simulations::strategy::{Strategy, model};
 use hermes_simulations::units::show_nanos;
@@ -150,11 +150,11 @@ fn usage(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> anyhow::
 
 fn list(args: &ListArgs) -> anyhow::Result<()> {
     if let Some(name) = &args.scenario {
-        print!("{}", shipped(name).ok_or_else(|| usage(OpenError::Unknown(name.clone())))?);
+        print!("{}", text(SCENARIOS, name).ok_or_else(|| usage(OpenError::Unknown(name.clone())))?);
         return Ok(());
     }
-    let mut rows = Vec::with_capacity(SHIPPED.len());
-    for (name, text) in SHIPPED {
+    let mut rows = Vec::with_capacity(SCENARIOS.len());
+    for (name, text) in SCENARIOS {
         let scenario = Scenario::parse(text, &[]).with_context(|| format!("scenario {name}"))?;
         rows.push(vec![(*name).to_owned(), scenario.name]);
     }

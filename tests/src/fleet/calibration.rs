@@ -13,14 +13,14 @@ use serde_json::{Value, json};
 
 use super::Shape;
 use super::outcome::Outcome;
+use super::readers::READ_BYTES;
 use super::rig::Rig;
+use super::scenarios;
 use crate::command::run;
 use crate::sample::TAG;
 
 /// Seeds of a simulated scenario; the median of each figure counts.
 const SEEDS: u64 = 5;
-/// Bytes of one read of a program, as the real readers make them.
-const READ_BYTES: u64 = 128 << 10;
 /// How far off figures may be in the median, and each of them.
 const MEDIAN_MAX: f64 = 0.15;
 /// See [`MEDIAN_MAX`].
@@ -70,7 +70,7 @@ impl Image {
             let chunk = |byte: u64| starts.partition_point(|start| *start <= byte) - 1;
             let mut at = range.start;
             while at < range.end {
-                let end = (at + READ_BYTES).min(range.end);
+                let end = (at + READ_BYTES as u64).min(range.end);
                 let (first, last) = (chunk(at), chunk(end - 1));
                 reads.push(json!([layer, first, last + 1 - first]));
                 at = end;
@@ -166,7 +166,7 @@ fn scenario(name: &str, rig: &Rig, image: &Image, shape: &Shape, event: Event) -
     // What either sends is late.
     let latency_us = 2 * registry_delay.as_micros();
     let percent = image.compressed as f64 / 100.0;
-    let bound_ms = rig.read_compressed_bytes as f64 * 8e3 / *registry_rate as f64;
+    let bound_ms = scenarios::bound(rig, shape).as_secs_f64() * 1e3;
     let workload = match event {
         Event::OneCold => format!("kind = \"autoscaler\"\nper_minute = 60\nwarm = {}", nodes - 1),
         _ => "kind = \"flash-crowd\"".to_owned(),
@@ -217,12 +217,13 @@ impl Calibration {
         self.figures().filter(|figure| figure.error().abs() > EACH_MAX).count()
     }
 
-    /// Whether there is something to compare.
+    /// Whether the median is within what it may be.
     ///
     /// # Errors
-    /// When there is nothing.
+    /// When it is not, or nothing was compared.
     pub fn check(&self) -> Result<()> {
         ensure!(self.figures().count() > 0, "nothing was compared");
+        ensure!(self.median_error() <= MEDIAN_MAX, "{self}");
         Ok(())
     }
 }
@@ -266,5 +267,7 @@ mod tests {
         assert!(shown.contains("| pair | figure | 10.00 | 5.00 | -50 % **far off** |"), "{shown}");
         assert!(shown.contains("median error 10 % (<= 15 %) OK; 1 of 3 figures off by more than 30 % **missed**"));
         assert!(calibration.check().is_ok() && Calibration::default().check().is_err());
+        let off = Calibration(vec![Pair { name: "off".to_owned(), figures: vec![figure(10.0, 12.0)] }]);
+        assert!(off.check().is_err(), "a fifth is too much");
     }
 }

@@ -13,7 +13,7 @@ use super::Fleet;
 use super::rig::KnownFile;
 
 /// Bytes of one read(2): what programs that copy files ask for at once.
-const READ_BYTES: usize = 128 << 10;
+pub(super) const READ_BYTES: usize = 128 << 10;
 /// When reads that have not come to an end count as hanging: far above what the slowest scenario takes.
 const DEADLINE: Duration = Duration::from_secs(600);
 

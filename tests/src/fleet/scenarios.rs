@@ -167,6 +167,11 @@ pub fn stale_lists(name: &str, rig: &Rig, shape: &Shape, age: Duration) -> Resul
     Outcome::new(name, &fleet, &start, found, gone)
 }
 
+/// What the registry's link takes for everything that is read, once.
+pub(super) fn bound(rig: &Rig, shape: &Shape) -> Duration {
+    Duration::from_secs_f64(rig.read_compressed_bytes as f64 * 8.0 / shape.registry_rate as f64)
+}
+
 fn everyone(shape: &Shape) -> Vec<usize> {
     (0..shape.nodes()).collect()
 }
@@ -182,7 +187,7 @@ fn with_fault(
     let fleet = Fleet::start(rig, shape)?;
     let all = everyone(shape);
     fleet.mount(&all)?;
-    let bound = Duration::from_secs_f64(rig.read_compressed_bytes as f64 * 8.0 / shape.registry_rate as f64);
+    let bound = bound(rig, shape);
     let start = Start::of(&fleet)?;
     let found = fleet.read(&all, &rig.read, || fault(&fleet, bound))?;
     for node in found.iter().filter(|node| !node.failed.is_empty()) {

@@ -276,8 +276,7 @@ impl World {
     /// A pod lands on a node of a model, or its daemon starts again.
     pub(super) fn rival_starts(&mut self, no: u32) {
         self.note_needs(no);
-        let is_new = self.nodes[no as usize].start.as_ref().is_some_and(|start| start.done == 0 && start.at.is_empty());
-        self.rival_of(no).reads &= !is_new;
+        self.rival_of(no).reads = false;
         if self.strategy().is_eager() {
             return self.pull(no);
         }
