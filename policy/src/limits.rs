@@ -59,8 +59,10 @@ pub struct Limits {
     pub layers: usize,
     /// Peers that are remembered, up or banned.
     pub peers: usize,
-    /// Holders remembered for one layer.
+    /// Holders of one layer of which is remembered what they have.
     pub holders_per_layer: usize,
+    /// Holders of one layer that owners have named and of which nothing else is known.
+    pub named_per_layer: usize,
     /// Runs of chunks remembered of one holder of one layer.
     pub runs_per_holder: usize,
     /// Reads that wait, of both classes.
@@ -228,6 +230,9 @@ impl Default for Limits {
             peers: 1024,
             // The partners that exchange have-maps (design, section 6).
             holders_per_layer: 32,
+            // An owner names up to four, for a few chunks, and a start asks some thirty owners at once. With 32 of both kinds 200 nodes that
+            // start together forgot nearly all names before they had asked them (docs/decisions/0017).
+            named_per_layer: 96,
             // A map of 2,048 runs costs 16 KiB: 32 holders of 100 layers 50 MiB at the very worst, 100 KiB usually.
             runs_per_holder: 2048,
             // FUSE keeps some hundred requests under way; a profile has up to a few thousand runs.

@@ -34,6 +34,16 @@ pub enum Readiness {
     Gone,
 }
 
+impl Readiness {
+    /// When that changes by time alone.
+    pub(crate) fn until(self) -> Option<Instant> {
+        match self {
+            Self::Busy(until) | Self::Resting(until) => Some(until),
+            Self::Ready | Self::Full | Self::Gone => None,
+        }
+    }
+}
+
 /// How often the rest of a peer that is silent or slow is doubled: it ends at sixteen times the first.
 const DOUBLINGS_MAX: u32 = 4;
 
@@ -405,22 +415,24 @@ impl Peers {
         }
     }
 
-    /// Notes a sign of life.
-    pub(crate) fn alive(&mut self, peer: PeerNo, now: Instant) {
-        let Some(record) = self.met(peer) else { return };
+    /// Notes a sign of life. Says whether it ends the rest of a peer that was silent.
+    pub(crate) fn alive(&mut self, peer: PeerNo, now: Instant) -> bool {
+        let Some(record) = self.met(peer) else { return false };
         record.heard_at = now;
-        if record.silences > 0 {
+        let was_silent = record.silences > 0;
+        if was_silent {
             (record.lost_until, record.silences) = (Instant::ZERO, 0);
         }
+        was_silent
     }
 
     /// Whether the peer may be gone as well: another one was found silent lately, and nothing was heard of this one for a
     /// while. When a network parts, those of the other side would else be tried one after the other.
     pub(crate) fn is_doubtful(&self, peer: PeerNo, now: Instant, limits: &Limits) -> bool {
-        let heard = self.records.get(&peer).map_or(Instant::ZERO, |record| record.heard_at);
+        let heard = || self.records.get(&peer).map_or(Instant::ZERO, |record| record.heard_at);
         self.silence_at > Instant::ZERO
             && now < self.silence_at + limits.doubt
-            && heard + limits.doubt_silence < now
+            && heard() + limits.doubt_silence < now
             && !self.members.is_empty()
     }
 

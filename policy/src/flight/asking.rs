@@ -162,7 +162,6 @@ impl Flight {
         let id = AskId(self.next_ask);
         self.next_ask += 1;
         self.overtake(layer, &chunks, turn);
-        self.surveys.clear();
         self.total.add(class);
         match source {
             Source::Local => self.local.add(class),
@@ -173,10 +172,12 @@ impl Flight {
                 }
             }
         }
+        self.note_in_surveys(source, class, turn.now);
         let silence = self.limits.stall(source, class) + self.limits.lease_grace;
         let mut whole_stream = false;
         if let Some(record) = self.layers.get_mut(&layer) {
             record.leased.insert_all(&chunks);
+            record.changes += 1;
             record.asks.insert(id);
             whole_stream = source == Source::Origin && record.geometry.is_whole_stream();
             if class == Class::Prefetch || whole_stream {

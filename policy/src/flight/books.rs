@@ -3,7 +3,7 @@
 //! A claimant that comes for what it was given or sent for does not have it, whatever the book says, and the book takes it back:
 //! so nobody is sent to it, and it is not sent again to where it was.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use hermes_image::runs::Runs;
 
@@ -13,7 +13,7 @@ use crate::time::Instant;
 
 /// Claimants and delegations remembered of one extent, and peers that one claimant was sent to. Of a thousand claimants that come
 /// together this many are served by the owner.
-const REMEMBERED_MAX: usize = 32;
+const REMEMBERED_MAX: usize = 64;
 
 /// What a claimant of an extent was answered.
 #[derive(Debug, Clone)]
@@ -26,6 +26,8 @@ pub(super) struct Claimant {
     sent: Runs,
     /// Whom it was sent to, the latest last.
     to: VecDeque<PeerNo>,
+    /// How often others were sent to it.
+    pub(super) named: u32,
 }
 
 impl Claimant {
@@ -39,12 +41,21 @@ impl Claimant {
     }
 }
 
+/// How often a chunk was given to claimants, and answered for at all.
+#[derive(Debug, Clone, Copy, Default)]
+struct Answers {
+    given: u32,
+    all: u32,
+}
+
 /// Whom an owner has sent where, for one extent.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Book {
     pub(super) used: Instant,
     /// Who was given chunks of the extent or sent to others for them, the latest last.
     pub(super) claimants: VecDeque<Claimant>,
+    /// How often each chunk was answered for since nobody was remembered.
+    answers: BTreeMap<u32, Answers>,
     /// Who reads what itself.
     pub(super) delegated: VecDeque<(PeerNo, Instant, Runs)>,
 }
@@ -53,6 +64,9 @@ impl Book {
     pub(super) fn forget(&mut self, now: Instant, limits: &Limits) {
         let (given, delegated) = (now - limits.claimant_memory, now - limits.claim_patience);
         self.claimants.retain(|claimant| claimant.at >= given);
+        if self.claimants.is_empty() {
+            self.answers.clear();
+        }
         self.delegated.retain(|(_, at, _)| *at >= delegated);
     }
 
@@ -64,10 +78,25 @@ impl Book {
             let sent = self.claimants.iter().position(|claimant| claimant.given.is_empty());
             self.claimants.remove(sent.unwrap_or_default());
         }
-        let fresh = || Claimant { peer, at: now, given: Runs::new(), sent: Runs::new(), to: VecDeque::new() };
+        let fresh = || Claimant { peer, at: now, given: Runs::new(), sent: Runs::new(), to: VecDeque::new(), named: 0 };
         self.claimants.push_back(Claimant { at: now, ..known.unwrap_or_else(fresh) });
         let last = self.claimants.len() - 1;
         &mut self.claimants[last]
+    }
+
+    /// Whether the next claimant of a chunk is served by the owner: the first few are, and then so many that each of them serves
+    /// as many others.
+    pub(super) fn is_served_here(&self, chunk: u32, limits: &Limits) -> bool {
+        let Answers { given, all } = self.answers.get(&chunk).copied().unwrap_or_default();
+        (given as usize) < limits.direct_claimants || given < all.isqrt()
+    }
+
+    fn note_answers(&mut self, chunks: &Runs, given: u32) {
+        for chunk in chunks.chunks() {
+            let answers = self.answers.entry(chunk).or_default();
+            answers.given = answers.given.saturating_add(given);
+            answers.all = answers.all.saturating_add(1);
+        }
     }
 
     /// Whether the claimant was given some of `chunks` or sent to others for them. It does not have them.
@@ -90,6 +119,7 @@ impl Book {
         if chunks.is_empty() {
             return;
         }
+        self.note_answers(chunks, 1);
         let claimant = self.claimant(peer, now);
         claimant.given.insert_all(chunks);
         claimant.sent.remove_all(chunks);
@@ -98,6 +128,10 @@ impl Book {
     pub(super) fn note_sent(&mut self, peer: PeerNo, chunks: &Runs, to: &[PeerNo], now: Instant) {
         if chunks.is_empty() {
             return;
+        }
+        self.note_answers(chunks, 0);
+        for named in self.claimants.iter_mut().filter(|claimant| to.contains(&claimant.peer)) {
+            named.named = named.named.saturating_add(1);
         }
         let claimant = self.claimant(peer, now);
         claimant.sent.insert_all(chunks);

@@ -103,12 +103,19 @@ impl Flight {
                     }
                     ask.renew(turn.now);
                     if let Source::Peer(peer) = ask.source {
-                        self.peers.alive(peer, turn.now);
+                        self.heard_from(peer);
                     }
                 }
             }
             Event::AskEnded { ask, outcome } => self.ask_ended(ask, outcome, turn),
             Event::TimerFired => self.armed = None,
+        }
+    }
+
+    /// A sign of life of a peer: if it rested for its silence, it may be asked again.
+    fn heard_from(&mut self, peer: PeerNo) {
+        if self.peers.alive(peer, self.now) {
+            self.freed.insert(peer);
         }
     }
 
@@ -120,10 +127,11 @@ impl Flight {
         let patience = self.limits.overtaken_patience.max(self.peers.pause_bound());
         ask.renew_pending(now, self.readings.overtake(ask).then_some(patience), &self.limits);
         self.next_lease = self.next_lease.min(ask.lease_until);
-        if let Source::Peer(peer) = ask.source {
-            self.peers.alive(peer, now);
+        let (source, layer) = (ask.source, ask.layer);
+        if let Source::Peer(peer) = source {
+            self.heard_from(peer);
         }
-        let origin = self.layers.get(&ask.layer).and_then(|record| record.origin.no);
+        let origin = self.layers.get(&layer).and_then(|record| record.origin.no);
         if let Some(wait) = registry_rests
             && let Some(shared) = origin.and_then(|no| self.origins.get_mut(&no))
         {
@@ -218,16 +226,13 @@ impl Flight {
     }
 
     fn peer_has(&mut self, peer: PeerNo, layer: DiffId, chunks: &Runs) {
-        self.peers.alive(peer, self.now);
+        self.heard_from(peer);
         if !self.peers.is_usable(peer, self.now) {
             return;
         }
         let Some(record) = self.layers.get_mut(&layer) else { return };
-        if !record.holders.contains_key(&peer) && record.holders.len() >= self.limits.holders_per_layer {
-            return;
-        }
         let all = 0..record.geometry.chunk_count();
-        let holder = record.holders.entry(peer).or_default();
+        let Some(holder) = record.telling_holder(peer, &self.limits) else { return };
         let more = chunks.within(all).difference(&holder.chunks);
         if !more.is_empty() && !holder.chunks.is_empty() {
             holder.grew = self.now;
@@ -288,11 +293,21 @@ impl Flight {
         let Some(record) = self.layers.get_mut(&layer) else { return };
         record.reads.insert(id, &chunks);
         let missing = chunks.difference(&record.have);
-        let read = Read { layer, needs: chunks, missing, class, acts_for, since: turn.now, deadline, place: 0 };
+        let read = Read {
+            layer,
+            needs: chunks,
+            missing: missing.clone(),
+            class,
+            acts_for,
+            since: turn.now,
+            deadline,
+            place: 0,
+            rest: None,
+        };
         self.reads.insert(id, read);
         match class {
             Class::Demand => self.dirty = true,
-            Class::Prefetch => self.stir(layer),
+            Class::Prefetch => self.stir_chunks(layer, &missing),
         }
     }
 
@@ -322,6 +337,7 @@ impl Flight {
         let ahead = record.worth_guessing(ahead, chunks, self.now, &self.limits);
         if !ahead.is_empty() {
             record.ahead.insert_all(&ahead);
+            record.ahead_rest = None;
             self.ahead_layers.insert(layer);
             self.dirty = true;
         }
@@ -331,6 +347,7 @@ impl Flight {
     fn arrived(&mut self, layer: DiffId, chunks: &Runs, turn: &mut Turn<'_>) {
         let Some(record) = self.layers.get_mut(&layer) else { return };
         let chunks = chunks.within(0..record.geometry.chunk_count());
+        record.redeem_promises(&chunks);
         record.ahead.remove_all(&chunks);
         if record.ahead.is_empty() {
             self.ahead_layers.remove(&layer);
@@ -383,7 +400,9 @@ impl Flight {
             let again = read.needs.intersection(&gone);
             if !again.is_empty() {
                 read.missing.insert_all(&again);
-                (self.dirty, record.quiet) = (true, None);
+                self.dirty = true;
+                read.rest = None;
+                record.look_again(&again);
             }
         }
     }

@@ -147,7 +147,8 @@ impl Flight {
         ask.shadow.insert_all(chunks);
         if let Some(record) = self.layers.get_mut(&ask.layer) {
             record.leased.remove_all(chunks);
-            record.quiet = None;
+            record.changes += 1;
+            record.look_again(chunks);
         }
     }
 }

@@ -15,7 +15,7 @@
 //!
 //! In a swarm with a member list, `owners` (by the order of `ranks`) stands between the holders and the registry, `desk` answers what others ask of
 //! this node (as an owner it serves some and sends the others to them: `referrals`, `books`), and `hedge` puts demand that takes too long to a second holder. `prefetching` knows
-//! which layers' prefetch need not be looked at.
+//! which prefetch need not be looked at, and `resting` which reads of demand.
 
 mod asking;
 mod books;
@@ -28,6 +28,7 @@ mod owners;
 mod prefetching;
 mod ranks;
 mod referrals;
+mod resting;
 mod schedule;
 mod shape;
 mod sources;
@@ -83,16 +84,41 @@ pub struct Flight {
     ahead_layers: BTreeSet<DiffId>,
     /// Surveys that still hold, for the class that is being served.
     surveys: BTreeMap<DiffId, Arc<Survey>>,
-    /// Owners that could not be asked for what is being looked at.
-    taken_owners: BTreeSet<PeerNo>,
+    /// What is being looked at and waits for owners that could not be asked.
+    taken_owners: BTreeMap<PeerNo, Runs>,
+    /// Peers that may have room since the last pass, and since the last one over prefetch.
+    freed: BTreeSet<PeerNo>,
+    freed_for_prefetch: BTreeSet<PeerNo>,
     /// When something that is waited for may have changed by time alone.
-    wake: Option<Instant>,
+    wake: Wake,
     /// The timer that the driver was asked for.
     armed: Option<Instant>,
     /// No lease ends before.
     next_lease: Instant,
     /// Something may be asked that could not be before.
     dirty: bool,
+}
+
+/// When something may change by time alone.
+#[derive(Debug, Clone, Copy, Default)]
+struct Wake {
+    /// Peers that said when they will have time have it, or have rested.
+    peers: Option<Instant>,
+    /// Anything else.
+    other: Option<Instant>,
+}
+
+impl Wake {
+    /// The earlier times.
+    fn or(self, more: Self) -> Self {
+        let first = |one: Option<Instant>, two: Option<Instant>| one.into_iter().chain(two).min();
+        Self { peers: first(self.peers, more.peers), other: first(self.other, more.other) }
+    }
+
+    /// The earlier one.
+    fn first(self) -> Option<Instant> {
+        self.peers.into_iter().chain(self.other).min()
+    }
 }
 
 /// What one call of [`Flight::handle`] works with.
@@ -124,8 +150,10 @@ impl Flight {
             next_ask: 0,
             ahead_layers: BTreeSet::new(),
             surveys: BTreeMap::new(),
-            taken_owners: BTreeSet::new(),
-            wake: None,
+            taken_owners: BTreeMap::new(),
+            freed: BTreeSet::new(),
+            freed_for_prefetch: BTreeSet::new(),
+            wake: Wake::default(),
             armed: None,
             next_lease: Instant::NEVER,
             dirty: false,
@@ -166,7 +194,7 @@ impl Flight {
                 self.lease_ended(ask, turn);
             }
         }
-        if self.wake.is_some_and(|wake| wake <= turn.now) {
+        if self.wake.first().is_some_and(|wake| wake <= turn.now) {
             self.dirty = true;
         }
     }
@@ -176,7 +204,7 @@ impl Flight {
         let lease = self.asks.values().map(|ask| ask.lease_until).min();
         self.next_lease = lease.unwrap_or(Instant::NEVER);
         let deadline = self.reads.first_deadline().map(|(deadline, _)| deadline);
-        let Some(at) = [lease, deadline, self.wake].into_iter().flatten().min() else { return };
+        let Some(at) = [lease, deadline, self.wake.first()].into_iter().flatten().min() else { return };
         if at < Instant::NEVER && self.armed.is_none_or(|armed| at < armed) {
             self.armed = Some(at);
             turn.out.push(Action::Arm { at });
@@ -185,8 +213,17 @@ impl Flight {
 
     /// Notes that something may change at a time.
     fn wake_at(&mut self, at: Instant) {
+        self.wake_by(Wake { peers: None, other: Some(at) });
+    }
+
+    /// Notes that a peer that could not be asked may be at a time.
+    fn wake_for_peer(&mut self, at: Instant) {
+        self.wake_by(Wake { peers: Some(at), other: None });
+    }
+
+    fn wake_by(&mut self, wake: Wake) {
         if self.reads.len() > 0 {
-            self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+            self.wake = self.wake.or(wake);
         }
     }
 
@@ -196,7 +233,10 @@ impl Flight {
         self.total.sub(ask.class);
         match ask.source {
             Source::Local => self.local.sub(ask.class),
-            Source::Peer(peer) => self.peers.ended(peer, ask.class, ask.bytes),
+            Source::Peer(peer) => {
+                self.peers.ended(peer, ask.class, ask.bytes);
+                self.freed.insert(peer);
+            }
             Source::Origin => {
                 if let Some(origin) = ask.origin.and_then(|no| self.origins.get_mut(&no)) {
                     origin.load.sub(ask.class);
@@ -212,8 +252,9 @@ impl Flight {
             layer.asks.remove(&id);
             layer.overtakable.remove(&id);
             layer.leased.remove_all(&ask.chunks);
+            layer.changes += 1;
             if !ask.chunks.is_empty() {
-                layer.quiet = None;
+                layer.look_again(&ask.chunks);
             }
         }
         self.surveys.clear();

@@ -138,8 +138,10 @@ enum Step {
     Origin,
     /// Something changes then.
     Wait(Instant),
-    /// Something changes when an ask ends.
-    Later,
+    /// This owner has said that it will have time then.
+    WaitFor(PeerNo, Instant),
+    /// Something changes when an ask ends: one of this owner, if one is named.
+    Later(Option<PeerNo>),
     /// Others rely on this node as an owner, and it cannot read the registry: they have to know.
     Refuse,
 }
@@ -186,13 +188,25 @@ impl Flight {
                         wanted.insert_all(&here);
                     }
                     Step::Wait(at) => self.wake_at(at),
-                    Step::Later => {}
+                    Step::WaitFor(owner, at) => {
+                        self.wake_for_peer(at);
+                        self.note_taken(need, owner, &here);
+                    }
+                    Step::Later(Some(owner)) => self.note_taken(need, owner, &here),
+                    Step::Later(None) => {}
                     Step::Refuse => return None,
                 }
                 break;
             }
         }
         Some(mine)
+    }
+
+    /// Notes what waits for an owner that cannot be asked now.
+    fn note_taken(&mut self, need: &Need, owner: PeerNo, chunks: &Runs) {
+        if need.class == Class::Prefetch {
+            self.taken_owners.entry(owner).or_default().insert_all(chunks);
+        }
     }
 
     /// It is this node's turn, but it has left some of the chunks to others: these are asked first. Takes them out of
@@ -212,14 +226,13 @@ impl Flight {
             );
             let was_named =
                 record.holders.get(&peer).is_some_and(|holder| chunks.difference(&holder.promised).is_empty());
-            let has_room = record.holders.contains_key(&peer) || record.holders.len() < limits.holders_per_layer;
             let asked_in_vain =
                 record.quests.get(&extent.start).is_some_and(|quest| chunks.first_common(&quest.vain).is_some());
-            if chunks.is_empty() || !can_say || was_named || !has_room || asked_in_vain {
+            if chunks.is_empty() || !can_say || was_named || asked_in_vain {
                 continue;
             }
-            record.holders.entry(peer).or_default().promised.insert_all(&chunks);
-            record.quiet = None;
+            record.named_holder(peer, now, limits).promised.insert_all(&chunks);
+            record.look_again(&chunks);
             wanted.remove_all(&chunks);
             self.dirty = true;
         }
@@ -270,7 +283,9 @@ impl Flight {
     }
 
     fn step(&mut self, need: &Need, extent: &ChunkRange, wanted: &Runs, now: Instant) -> Step {
-        let Some(since) = self.quest(need.layer, extent, now).map(|quest| quest.since) else { return Step::Later };
+        let Some(since) = self.quest(need.layer, extent, now).map(|quest| quest.since) else {
+            return Step::Later(None);
+        };
         let acts_for_zone = need.acts_for == Some(Duty::Zone)
             || !self.delegated(need.layer, extent, Duty::Zone, now).intersection(wanted).is_empty();
         let duties: &[Duty] = match need.acts_for {
@@ -332,7 +347,7 @@ impl Flight {
         self.rank(need.layer, &extent, Duty::Cluster).map_or(Reason::NobodyOwns, |rank| Reason::OwnTurn { rank })
     }
 
-    fn stage(&mut self, need: &Need, extent: &ChunkRange, duty: Duty, since: Instant, now: Instant) -> Stage {
+    fn stage(&self, need: &Need, extent: &ChunkRange, duty: Duty, since: Instant, now: Instant) -> Stage {
         let owners = self.owners(need.layer, extent.start, duty);
         let limits = &self.limits;
         let quest = self.layers.get(&need.layer).and_then(|record| record.quests.get(&extent.start));
@@ -364,12 +379,9 @@ impl Flight {
             }
             let step = match self.peers.readiness(owner, need.class, now, limits) {
                 Readiness::Ready if room => Step::Ask(owner, duty),
-                Readiness::Ready | Readiness::Full => {
-                    self.taken_owners.insert(owner);
-                    Step::Later
-                }
+                Readiness::Ready | Readiness::Full => Step::Later(Some(owner)),
                 Readiness::Busy(until) if need.class == Class::Prefetch || until <= since + limits.busy_patience => {
-                    Step::Wait(until)
+                    Step::WaitFor(owner, until)
                 }
                 Readiness::Busy(_) | Readiness::Resting(_) | Readiness::Gone => continue,
             };
@@ -456,19 +468,12 @@ impl Flight {
         let limits = &self.limits;
         let Some(record) = self.layers.get_mut(&layer) else { return };
         for peer in named {
-            if !record.holders.contains_key(&peer) && record.holders.len() >= limits.holders_per_layer {
-                // The one that has least of it makes room: an owner's word is fresh.
-                let least = record.holders.iter().min_by_key(|(_, holder)| holder.chunks.chunk_count());
-                let Some(least) = least.map(|(peer, _)| *peer) else { continue };
-                record.holders.remove(&least);
-            }
-            let holder = record.holders.entry(peer).or_default();
+            let holder = record.named_holder(peer, now, limits);
             holder.promised.insert_all(&chunks);
             if holder.promised.run_count() > limits.runs_per_holder {
                 holder.promised = chunks.clone();
             }
         }
-        self.stir(layer);
     }
 
     /// The owner leaves chunks to this node.
@@ -487,9 +492,10 @@ impl Flight {
             Duty::Zone => &mut quest.for_zone,
             Duty::Cluster => &mut quest.for_cluster,
         };
-        delegated.insert_all(&chunks.within(extent));
+        let left = chunks.within(extent);
+        delegated.insert_all(&left);
         (quest.delegated_until, quest.nobody_owns) = (until, false);
-        self.stir(layer);
+        self.stir_chunks(layer, &left);
     }
 
     /// Frees chunks of an ask to a peer that was answered in another way than by bringing them.
@@ -505,9 +511,10 @@ impl Flight {
         };
         if let Some(record) = self.layers.get_mut(&ask.layer) {
             record.leased.remove_all(&freed);
+            record.changes += 1;
         }
         let layer = ask.layer;
-        self.stir(layer);
+        self.stir_chunks(layer, &freed);
         Some((layer, freed, asked))
     }
 }

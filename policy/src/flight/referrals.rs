@@ -30,21 +30,20 @@ impl Flight {
         let book = self.desk.book(asked.layer, asked.extent.start, turn.now, limits);
         let again = book.comes_back(peer, &chunks) || again;
         let tried = if again { book.tried(peer) } else { VecDeque::new() };
-        let least = if again { 1 } else { limits.direct_claimants };
         while let Some(first) = chunks.first().map(|run| run.start) {
             let can_give = |other: &&Claimant| {
                 other.peer != peer && !tried.contains(&other.peer) && other.has(turn.now, limits).contains(first)
             };
-            let others: Vec<&Claimant> = book.claimants.iter().filter(can_give).collect();
-            if others.len() < least {
+            let mut others: Vec<&Claimant> = book.claimants.iter().filter(can_give).collect();
+            if others.is_empty() || !again && book.is_served_here(first, limits) {
                 left.insert(first..first + 1);
                 chunks.remove(first..first + 1);
                 continue;
             }
-            let turned = turn.rng.below(others.len() as u64) as usize;
-            let named = others.iter().cycle().skip(turned).take(limits.referral_peers.min(others.len()));
+            // Those that the fewest were sent to, by chance among equals.
+            others.sort_by_cached_key(|other| (other.named, turn.rng.next_u64()));
             let (mut same, mut peers) = (chunks.clone(), Vec::new());
-            for other in named {
+            for other in others.iter().take(limits.referral_peers) {
                 same = same.intersection(&other.has(turn.now, limits));
                 peers.push(other.peer);
             }

@@ -11,10 +11,11 @@ use hermes_image::ids::{ChunkRange, DiffId};
 use hermes_image::runs::Runs;
 
 use super::asking::{Question, Target};
+use super::resting::Rest;
 use super::shape::cut_chunks;
 use super::sources::{OriginOffer, Survey};
 use super::table::{Certainty, Layer, Lookup};
-use super::{Flight, Turn};
+use super::{Flight, Turn, Wake};
 use crate::class::Class;
 use crate::event::{Action, FailReason, PeerNo, ReadId, Reason};
 use crate::members::Duty;
@@ -43,11 +44,13 @@ pub(super) enum Prospect {
 
 impl Flight {
     pub(super) fn pump(&mut self, turn: &mut Turn<'_>) {
-        self.wake = None;
+        self.wake = Wake::default();
         self.surveys.clear();
-        self.serve_demand(turn);
+        let mut freed = std::mem::take(&mut self.freed);
+        self.serve_demand(&freed, turn);
         self.surveys.clear();
-        self.serve_ahead(turn);
+        self.serve_ahead(&freed, turn);
+        self.freed_for_prefetch.append(&mut freed);
         self.serve_prefetch(turn);
         self.surveys.clear();
         self.hedge(turn);
@@ -55,7 +58,7 @@ impl Flight {
         self.tell_rests(turn);
     }
 
-    fn serve_demand(&mut self, turn: &mut Turn<'_>) {
+    fn serve_demand(&mut self, freed: &BTreeSet<PeerNo>, turn: &mut Turn<'_>) {
         // Layers of which nothing can be asked. Their further reads came later, so that they have no reason to look
         // again sooner than the one that found it out.
         let mut exhausted: BTreeSet<DiffId> = BTreeSet::new();
@@ -66,34 +69,62 @@ impl Flight {
             if exhausted.len() == layers {
                 break;
             }
-            if self.reads.get(id).is_none_or(|read| exhausted.contains(&read.layer)) {
+            let Some(read) = self.reads.get(id).filter(|read| !exhausted.contains(&read.layer)) else { continue };
+            if let Some(rest) = self.rests(read.layer, read.rest.as_ref(), freed, turn.now) {
+                rest.into_iter().for_each(|at| self.wake_at(at));
                 continue;
             }
+            let others_wake = std::mem::take(&mut self.wake);
             let Some((need, wanted)) = self.wanted_by_demand(id, turn.now) else { continue };
-            if wanted.is_empty() {
+            let asks = !wanted.is_empty();
+            if asks && self.place(&need, wanted, turn) == Prospect::DeadEnd {
+                self.fail_read(id, FailReason::Refused, turn);
+                self.wake = self.wake.or(others_wake);
                 continue;
             }
-            if self.place(&need, wanted, turn) == Prospect::DeadEnd {
-                self.fail_read(id, FailReason::Refused, turn);
-                continue;
+            let missing = self.reads.get(id).map(|read| read.missing.clone()).unwrap_or_default();
+            let rest = self.rest(&need, &missing, self.wake.first(), turn.now);
+            self.wake = self.wake.or(others_wake);
+            if let Some(read) = self.reads.get_mut(id) {
+                read.rest = rest;
             }
             let patient = turn.now < need.since + self.limits.full_patience;
-            if self.is_exhausted(&need, patient, turn.now) {
+            if asks && self.is_exhausted(&need, patient, turn.now) {
                 exhausted.insert(need.layer);
             }
         }
     }
 
-    fn serve_ahead(&mut self, turn: &mut Turn<'_>) {
+    /// Whether a rest of this layer goes on, and until when.
+    fn rests(
+        &self,
+        layer: DiffId,
+        rest: Option<&Rest>,
+        freed: &BTreeSet<PeerNo>,
+        now: Instant,
+    ) -> Option<Option<Instant>> {
+        let (rest, record) = rest.zip(self.layers.get(&layer))?;
+        rest.goes_on(record, freed, now).then(|| rest.wake())
+    }
+
+    fn serve_ahead(&mut self, freed: &BTreeSet<PeerNo>, turn: &mut Turn<'_>) {
         let layers: Vec<DiffId> = self.ahead_layers.iter().copied().collect();
         for layer in layers {
             let Some(record) = self.layers.get(&layer) else { continue };
+            if let Some(rest) = self.rests(layer, record.ahead_rest.as_ref(), freed, turn.now) {
+                rest.into_iter().for_each(|at| self.wake_at(at));
+                continue;
+            }
             let wanted = record.ahead.difference(&record.leased);
             let need = Need { layer, class: Class::Prefetch, since: turn.now, place: None, acts_for: None };
-            if !wanted.is_empty() && self.place(&need, wanted, turn) == Prospect::DeadEnd {
-                if let Some(record) = self.layers.get_mut(&layer) {
-                    record.ahead = Runs::new();
-                }
+            let others_wake = std::mem::take(&mut self.wake);
+            let is_dead_end = !wanted.is_empty() && self.place(&need, wanted.clone(), turn) == Prospect::DeadEnd;
+            let rest = self.rest(&need, &wanted, self.wake.first(), turn.now);
+            self.wake = self.wake.or(others_wake);
+            let Some(record) = self.layers.get_mut(&layer) else { continue };
+            record.ahead_rest = rest;
+            if is_dead_end {
+                record.ahead = Runs::new();
                 self.ahead_layers.remove(&layer);
             }
         }
@@ -193,6 +224,10 @@ impl Flight {
                 self.wake_at(until);
                 return Prospect::Good;
             }
+            // An ask that ends makes room.
+            if !survey.room {
+                return Prospect::Good;
+            }
             if let Some(asked) = self.place_local(need, &survey, &mut wanted, turn) {
                 wanted.remove_all(&asked);
             } else if let Some((peer, chunks)) = self.pick_holder(need, &survey, &wanted, turn) {
@@ -219,12 +254,9 @@ impl Flight {
                 }
                 let mut mine = Runs::one(0..u32::MAX);
                 if survey.has_owners {
-                    if survey.room {
-                        let Some(turns) = self.ask_owners(need, &mut wanted, turn) else { return Prospect::DeadEnd };
-                        mine = turns;
-                    }
-                    // An ask that ends makes room.
-                    if !survey.room || wanted.is_empty() {
+                    let Some(turns) = self.ask_owners(need, &mut wanted, turn) else { return Prospect::DeadEnd };
+                    mine = turns;
+                    if wanted.is_empty() {
                         return Prospect::Good;
                     }
                 }
@@ -341,7 +373,14 @@ impl Flight {
     fn leave_to_holders(&mut self, need: &Need, survey: &Survey, wanted: &mut Runs, now: Instant) {
         let patient = need.class == Class::Prefetch;
         let full_until = need.since + self.limits.full_patience;
-        if !survey.full.is_empty() && (patient || now < full_until) {
+        let record = self.layers.get(&need.layer);
+        let offers = |peer: &PeerNo, wanted: &Runs| {
+            let holder = record.and_then(|record| record.holders.get(peer));
+            holder.is_some_and(|holder| holder.first_offered(wanted, need.acts_for).is_some())
+        };
+        let busy: Vec<(Instant, PeerNo)> =
+            survey.busy.iter().filter(|(_, peer)| offers(peer, wanted)).copied().collect();
+        if (patient || now < full_until) && survey.full.iter().any(|peer| offers(peer, wanted)) {
             let rest = self.without_held(need, wanted, survey.full.iter().copied());
             if !patient && rest != *wanted {
                 self.wake_at(full_until);
@@ -349,10 +388,10 @@ impl Flight {
             *wanted = rest;
         }
         let busy_until = need.since + self.limits.busy_patience;
-        for (until, peer) in &survey.busy {
+        for (until, peer) in &busy {
             let rest = self.without_held(need, wanted, std::iter::once(*peer));
             if rest != *wanted {
-                self.wake_at(*until);
+                self.wake_for_peer(*until);
                 if patient || *until <= busy_until {
                     *wanted = rest;
                 }

@@ -3,11 +3,13 @@
 //! A survey says it for one layer and one class. It does not depend on a read, so that the reads of a layer share it
 //! until an ask changes the loads.
 
+use std::sync::Arc;
+
 use hermes_image::ids::DiffId;
 
 use super::{Flight, Turn};
 use crate::class::Class;
-use crate::event::{Action, OriginNo, PeerNo};
+use crate::event::{Action, OriginNo, PeerNo, Source};
 use crate::peers::Readiness;
 use crate::time::Instant;
 
@@ -144,6 +146,28 @@ impl Flight {
         let searching = matches!(record.lookup, Lookup::Asked { .. }) || self.lookup_is_due(layer, now);
         survey.dead_end = origin_gone && !searching && (refused || record.origin.is_refused(now));
         Some(survey)
+    }
+
+    /// An ask has been booked: changes the surveys that still hold accordingly.
+    pub(super) fn note_in_surveys(&mut self, source: Source, class: Class, now: Instant) {
+        let Source::Peer(peer) = source else { return self.surveys.clear() };
+        if !self.total.has_room(class, &self.limits.total) {
+            return self.surveys.clear();
+        }
+        if self.peers.readiness(peer, class, now, &self.limits) == Readiness::Ready {
+            return;
+        }
+        for (layer, survey) in &mut self.surveys {
+            let Some(place) = survey.ready.iter().position(|other| *other == peer) else { continue };
+            let survey = Arc::make_mut(survey);
+            survey.ready.remove(place);
+            let place = survey.full.partition_point(|other| *other < peer);
+            survey.full.insert(place, peer);
+            let record = self.layers.get(layer);
+            let holder = record.and_then(|record| Some((record, record.holders.get(&peer)?)));
+            survey.full_has_all |=
+                holder.is_some_and(|(record, holder)| holder.chunks.contains_all(0..record.geometry.chunk_count()));
+        }
     }
 
     pub(super) fn origin_offer(&self, layer: DiffId, class: Class, room: bool, now: Instant) -> OriginOffer {

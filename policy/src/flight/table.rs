@@ -22,6 +22,7 @@ use crate::time::{Duration, Instant, nanos};
 
 use super::owners::Quests;
 use super::prefetching::Quiet;
+use super::resting::Rest;
 use super::waiters::Waiters;
 
 /// A read that waits.
@@ -39,6 +40,8 @@ pub(super) struct Read {
     pub(super) deadline: Instant,
     /// Its place in the queue of its class.
     pub(super) place: u64,
+    /// All was asked for that could be, when a reader waits for it.
+    pub(super) rest: Option<Rest>,
 }
 
 /// How much an ask's answer depends on others.
@@ -150,8 +153,10 @@ impl Ask {
 pub(super) struct Holder {
     /// What it has said that it has.
     pub(super) chunks: Runs,
-    /// What an owner has said that it has, or will have.
+    /// What an owner has said that it has, or will have, and is not here.
     pub(super) promised: Runs,
+    /// When an owner named it last.
+    pub(super) named: Instant,
     /// When it last said that it has more than before.
     pub(super) grew: Instant,
     /// The peer refuses us this layer until then.
@@ -162,6 +167,11 @@ impl Holder {
     /// Whether nothing is to be had from it.
     pub(super) fn is_empty(&self) -> bool {
         self.chunks.is_empty() && self.promised.is_empty()
+    }
+
+    /// Whether it has said what it has.
+    fn has_told(&self) -> bool {
+        !self.chunks.is_empty()
     }
 
     /// What of `wanted` may be asked of it. An owner that acts for others relies on what is there.
@@ -268,6 +278,10 @@ pub(super) struct Layer {
     pub(super) quests: Quests,
     /// Its prefetch found nothing to ask, and what has to change first.
     pub(super) quiet: Option<Quiet>,
+    /// What readahead wants was asked for as far as it could be.
+    pub(super) ahead_rest: Option<Rest>,
+    /// How often something happened that may change what its reads can ask for.
+    pub(super) changes: u64,
 }
 
 impl Layer {
@@ -291,6 +305,8 @@ impl Layer {
             ahead: Runs::new(),
             quests: Quests::new(),
             quiet: None,
+            ahead_rest: None,
+            changes: 0,
         }
     }
 
@@ -317,6 +333,40 @@ impl Layer {
         if self.troubles.len() < limits.troubles_per_layer || self.troubles.contains_key(&source) {
             self.troubles.insert(source, class);
         }
+    }
+
+    /// What an owner has promised of these chunks matters no more: they are here.
+    pub(super) fn redeem_promises(&mut self, arrived: &Runs) {
+        self.holders.retain(|_, holder| {
+            if holder.promised.first_common(arrived).is_some() {
+                holder.promised.remove_all(arrived);
+            }
+            !holder.is_empty() || holder.denied_until.is_some()
+        });
+    }
+
+    /// The record of a peer that says what it has, if there is room for one.
+    pub(super) fn telling_holder(&mut self, peer: PeerNo, limits: &Limits) -> Option<&mut Holder> {
+        let is_known = self.holders.get(&peer).is_some_and(Holder::has_told);
+        let told = || self.holders.values().filter(|holder| holder.has_told()).count();
+        let has_room = is_known || told() < limits.holders_per_layer;
+        has_room.then(|| self.holders.entry(peer).or_default())
+    }
+
+    /// The record of a peer that an owner has named. Where too many were named, the one of which nobody has spoken for longest
+    /// makes room.
+    pub(super) fn named_holder(&mut self, peer: PeerNo, now: Instant, limits: &Limits) -> &mut Holder {
+        if !self.holders.contains_key(&peer) {
+            let named = || self.holders.iter().filter(|(_, holder)| !holder.has_told());
+            if named().count() >= limits.named_per_layer
+                && let Some(first) = named().min_by_key(|(_, holder)| holder.named).map(|(peer, _)| *peer)
+            {
+                self.holders.remove(&first);
+            }
+        }
+        let holder = self.holders.entry(peer).or_default();
+        holder.named = now;
+        holder
     }
 
     /// Forgets all that is known of a peer.

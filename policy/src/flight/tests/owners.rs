@@ -222,6 +222,26 @@ fn who_was_sent_away_is_sent_away_again_for_the_next_chunks() {
     }
 }
 
+/// Four sources for hundreds that came one after the other, and all that each had to send: one node of a thousand sent five times
+/// its share (`start-1000` with `image.start_chunks=1200`, seed 2).
+#[test]
+fn a_crowd_that_comes_one_by_one_is_served_by_its_root_and_nobody_is_named_much_more_than_others() {
+    let (mut node, _) = member_with_rank(Some(0));
+    node.arrived(0..2);
+    let mut named: BTreeMap<PeerNo, usize> = BTreeMap::new();
+    let mut served = 0;
+    for no in 1..=400 {
+        match claim(&mut node, no, PeerNo(no as u32), 0..2, false).as_slice() {
+            [Ruling::Give(_)] => served += 1,
+            [Ruling::Refer { peers, .. }] => peers.iter().for_each(|peer| *named.entry(*peer).or_default() += 1),
+            other => panic!("claim {no}: {other:?}"),
+        }
+    }
+    assert_eq!(served, 19, "the root of those before the last");
+    let mean = named.values().sum::<usize>() / named.len();
+    assert!(named.values().all(|count| *count <= mean * 3 / 2), "{mean} on average: {named:?}");
+}
+
 #[test]
 fn who_comes_back_is_sent_to_others_before_it_is_served() {
     let (mut node, _) = member_with_rank(Some(0));

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::event::{OriginStanding, Source};
+use crate::limits::{AskSize, SourceLimit};
 
 fn has_lookup(actions: &[Action]) -> bool {
     actions.iter().any(|action| matches!(action, Action::FindHolders { .. }))
@@ -512,4 +513,59 @@ fn facts_about_the_unknown_change_nothing() {
         assert_eq!(node.tell(event), []);
     }
     assert_eq!(words(&node.demand(0..1)), ["spans 0..1"]);
+}
+
+/// Two layers of which `A` has the first chunks, and a demand read of each, the second of which it is too busy for.
+fn one_that_waits_for_a_busy_peer() -> (Node, AskId) {
+    let mut node = Node::with_layer();
+    node.holder(A, 0..8);
+    node.open(layer_no(2), geometry(10), Some(OriginNo(0)));
+    node.tell(Event::PeerHas { peer: A, layer: layer_no(2), chunks: Runs::one(0..8) });
+    let first = the_ask(&node.demand(0..2));
+    let read = node.read_of(layer_no(2), Class::Demand, Runs::one(0..2), ms(9_000));
+    let busy = node.ended(the_ask(&read.1), Outcome::Busy { retry_after: ms(150) });
+    assert_eq!(words(&busy), [""; 0], "it is waited for");
+    (node, first)
+}
+
+#[test]
+fn a_read_that_rests_goes_on_when_its_peer_has_time() {
+    let (mut node, _) = one_that_waits_for_a_busy_peer();
+    assert_eq!(words(&node.wait(ms(149))), [""; 0]);
+    assert_eq!(words(&node.wait(ms(2))), ["peer 1 0..2"]);
+}
+
+#[test]
+fn a_read_that_rests_goes_on_when_its_peer_has_answered_for_another_layer() {
+    let (mut node, first) = one_that_waits_for_a_busy_peer();
+    node.now = node.now + ms(2);
+    node.arrived(0..2);
+    assert_eq!(words(&node.ended(first, Outcome::Done { bytes: 2 * CHUNK })), ["peer 1 0..2"]);
+}
+
+#[test]
+fn a_read_that_rests_goes_on_when_another_peer_has_it() {
+    let (mut node, _) = one_that_waits_for_a_busy_peer();
+    node.tell(Event::PeerUp { peer: B });
+    let news = Event::PeerHas { peer: B, layer: layer_no(2), chunks: Runs::one(0..2) };
+    assert_eq!(words(&node.tell(news)), ["peer 2 0..2"]);
+}
+
+#[test]
+fn what_waits_for_a_full_peer_is_asked_of_it_alone_when_it_has_room_and_of_others_when_they_have_it() {
+    let peer = SourceLimit { asks: 2, reserved_for_demand: 1, prefetch_beside_demand: 1 };
+    let mut node = Node::new(Limits {
+        peer,
+        peer_size: AskSize { demand_bytes: 2 * CHUNK, prefetch_bytes: 2 * CHUNK },
+        ..no_guessing()
+    });
+    node.open(LAYER, geometry(100), None);
+    node.holder(A, 0..8);
+    let first = the_ask(&node.prefetch(0..8));
+    node.tell(Event::PeerUp { peer: B });
+    let news = |chunks| Event::PeerHas { peer: B, layer: LAYER, chunks };
+    assert_eq!(words(&node.tell(news(Runs::one(40..44)))), [""; 0], "nobody wants that");
+    assert_eq!(words(&node.tell(news(Runs::one(6..8)))), ["peer 2 6..8"]);
+    node.arrived(0..2);
+    assert_eq!(words(&node.ended(first, Outcome::Done { bytes: 2 * CHUNK })), ["peer 1 2..4"]);
 }
