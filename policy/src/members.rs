@@ -178,6 +178,12 @@ impl Members {
         self.roster.zones > 1
     }
 
+    /// Whether the peer is a member in another zone than this node's, where zones have owners of their own.
+    pub fn is_far(&self, peer: PeerNo) -> bool {
+        let zones = || Some((self.me?.zone, self.find(peer)?.zone));
+        self.has_zones() && zones().is_some_and(|(mine, other)| mine != other)
+    }
+
     /// The first `count` owners of the extent that begins with chunk `start`, the one that acts first. For [`Duty::Zone`]
     /// they are of this node's zone. They are looked for once while this version of the list lives.
     pub fn owners(&self, layer: &DiffId, start: u32, duty: Duty, count: usize) -> Arc<[PeerNo]> {

@@ -58,6 +58,9 @@ impl Flight {
             }
             Event::MembersChanged { members } => {
                 self.peers.set_members(Arc::clone(&members), turn.now, &self.limits);
+                for (peer, holder) in self.layers.values_mut().flat_map(|layer| &mut layer.holders) {
+                    holder.is_far = members.is_far(*peer);
+                }
                 self.members = members;
                 self.known_owners.forget();
                 self.stir_all();
@@ -232,7 +235,7 @@ impl Flight {
         }
         let Some(record) = self.layers.get_mut(&layer) else { return };
         let all = 0..record.geometry.chunk_count();
-        let Some(holder) = record.telling_holder(peer, &self.limits) else { return };
+        let Some(holder) = record.telling_holder(peer, self.members.is_far(peer), &self.limits) else { return };
         let more = chunks.within(all).difference(&holder.chunks);
         if !more.is_empty() && !holder.chunks.is_empty() {
             holder.grew = self.now;

@@ -231,7 +231,7 @@ impl Flight {
             if chunks.is_empty() || !can_say || was_named || asked_in_vain {
                 continue;
             }
-            record.named_holder(peer, now, limits).promised.insert_all(&chunks);
+            record.named_holder(peer, self.members.is_far(peer), now, limits).promised.insert_all(&chunks);
             record.look_again(&chunks);
             wanted.remove_all(&chunks);
             self.dirty = true;
@@ -468,7 +468,7 @@ impl Flight {
         let limits = &self.limits;
         let Some(record) = self.layers.get_mut(&layer) else { return };
         for peer in named {
-            let holder = record.named_holder(peer, now, limits);
+            let holder = record.named_holder(peer, self.members.is_far(peer), now, limits);
             holder.promised.insert_all(&chunks);
             if holder.promised.run_count() > limits.runs_per_holder {
                 holder.promised = chunks.clone();

@@ -16,7 +16,7 @@ use hermes_image::runs::Runs;
 
 use super::schedule::{Need, Prospect};
 use super::sources::OriginOffer;
-use super::table::Layer;
+use super::table::{Asker, Layer};
 use super::{Flight, Turn, Wake};
 use crate::class::Class;
 use crate::event::{FailReason, PeerNo, ReadId};
@@ -174,11 +174,13 @@ impl Flight {
                 not_seen.insert_all(&wanted);
             }
         }
+        // What an owner that acts for others asks of other zones is among what it is shown here, and more.
+        let anyone = Asker { acts_for_others: false, can_wait: false };
         let Pass { look, wake, mut waits_for, .. } = pass;
         for (peer, holder) in &record.holders {
             let readiness = self.peers.readiness(*peer, Class::Prefetch, now, &self.limits);
             if !matches!(readiness, Readiness::Ready | Readiness::Gone) {
-                let offer = holder.offer(&left, None);
+                let offer = holder.offer(&left, anyone);
                 if !offer.is_empty() {
                     waits_for.entry(*peer).or_default().insert_all(&offer);
                 }

@@ -65,8 +65,9 @@ impl Flight {
         if !has_room || self.origin_offer(need.layer, need.class, true, now) == OriginOffer::Later {
             return None;
         }
+        let asker = self.asker(need);
         let offers = |peer: &&PeerNo| {
-            record.holders.get(*peer).is_some_and(|holder| holder.first_offered(&left, None).is_some())
+            record.holders.get(*peer).is_some_and(|holder| holder.first_offered(&left, asker).is_some())
         };
         let mut waits_for: Vec<PeerNo> = record.holders.keys().filter(offers).copied().collect();
         let mut at = 0;

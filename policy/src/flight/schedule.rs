@@ -14,7 +14,7 @@ use super::asking::{Question, Target};
 use super::resting::Rest;
 use super::shape::cut_chunks;
 use super::sources::{OriginOffer, Survey};
-use super::table::{Certainty, Layer, Lookup};
+use super::table::{Asker, Certainty, Layer, Lookup};
 use super::{Flight, Turn, Wake};
 use crate::class::Class;
 use crate::event::{Action, FailReason, PeerNo, ReadId, Reason};
@@ -43,6 +43,12 @@ pub(super) enum Prospect {
 }
 
 impl Flight {
+    /// What matters of a need to what holders offer.
+    pub(super) fn asker(&self, need: &Need) -> Asker {
+        let can_wait = need.class == Class::Prefetch && self.can_read(need.layer);
+        Asker { acts_for_others: need.acts_for.is_some(), can_wait }
+    }
+
     pub(super) fn pump(&mut self, turn: &mut Turn<'_>) {
         self.wake = Wake::default();
         self.surveys.clear();
@@ -138,13 +144,13 @@ impl Flight {
 
     /// The chunks of `wanted` that none of `peers` has.
     fn without_held(&self, need: &Need, wanted: &Runs, peers: impl Iterator<Item = PeerNo>) -> Runs {
-        let (mut rest, acts_for) = (wanted.clone(), need.acts_for);
+        let (mut rest, asker) = (wanted.clone(), self.asker(need));
         let Some(record) = self.layers.get(&need.layer) else { return rest };
         for holder in peers.filter_map(|peer| record.holders.get(&peer)) {
             if rest.is_empty() {
                 break;
             }
-            holder.take_offer_from(&mut rest, acts_for);
+            holder.take_offer_from(&mut rest, asker);
         }
         rest
     }
@@ -230,7 +236,7 @@ impl Flight {
             }
             if let Some(asked) = self.place_local(need, &survey, &mut wanted, turn) {
                 wanted.remove_all(&asked);
-            } else if let Some((peer, chunks)) = self.pick_holder(need, &survey, &wanted, turn) {
+            } else if let Some((peer, chunks)) = self.pick_holder(need, self.asker(need), &survey, &wanted, turn) {
                 wanted.remove_all(&chunks);
                 let reason = self.holder_reason(need.layer, peer, &chunks);
                 self.ask_peer(need, Question::here(peer, chunks, reason), turn);
@@ -258,6 +264,13 @@ impl Flight {
                     mine = turns;
                     if wanted.is_empty() {
                         return Prospect::Good;
+                    }
+                    // What another zone has is not read from the registry once more.
+                    let asker = Asker { can_wait: false, ..self.asker(need) };
+                    if let Some((peer, chunks)) = self.pick_holder(need, asker, &survey, &wanted, turn) {
+                        wanted.remove_all(&chunks);
+                        self.ask_peer(need, Question::here(peer, chunks, Reason::Holder), turn);
+                        continue;
                     }
                 }
                 match survey.origin {
@@ -318,23 +331,30 @@ impl Flight {
     }
 
     /// The best holder of the first wanted chunk that any ready holder has, and what to ask it for.
-    fn pick_holder(&self, need: &Need, survey: &Survey, wanted: &Runs, turn: &mut Turn<'_>) -> Option<(PeerNo, Runs)> {
+    fn pick_holder(
+        &self,
+        need: &Need,
+        asker: Asker,
+        survey: &Survey,
+        wanted: &Runs,
+        turn: &mut Turn<'_>,
+    ) -> Option<(PeerNo, Runs)> {
         let record = self.layers.get(&need.layer)?;
         let limits = &self.limits;
         // Whole offers are long, and of most holders nothing but their first chunk matters.
         let ready = || survey.ready.iter().filter_map(|peer| Some((*peer, record.holders.get(peer)?)));
-        let first = ready().filter_map(|(_, holder)| holder.first_offered(wanted, need.acts_for)).min()?;
-        let offering = ready().filter(|(_, holder)| holder.offers(first, need.acts_for));
+        let first = ready().filter_map(|(_, holder)| holder.first_offered(wanted, asker)).min()?;
+        let offering = ready().filter(|(_, holder)| holder.offers(first, asker));
         let candidates: Vec<PeerNo> = offering.map(|(peer, _)| peer).collect();
         let size = limits.peer_size.bytes(need.class);
         let peer = self.peers.choose(&candidates, size.min(record.bytes(wanted)), need.class, limits, turn.rng)?;
-        let offer = record.holders.get(&peer)?.offer(wanted, need.acts_for);
+        let offer = record.holders.get(&peer)?.offer(wanted, asker);
         let mut chunks = cut_chunks(&record.geometry, &offer, size, limits.runs_per_ask);
         // A short ask takes along what the next reads of its class want from the same peer.
         let left = size.saturating_sub(record.bytes(&chunks));
         if left > 0 && chunks == offer {
             let holder = record.holders.get(&peer)?;
-            let mut more = self.gather(need, None).intersection(&holder.chunks);
+            let mut more = self.gather(need, None).intersection(holder.told(asker));
             more.remove_all(&chunks);
             more.remove_all(&record.local);
             let runs = limits.runs_per_ask.saturating_sub(chunks.run_count());
@@ -373,10 +393,10 @@ impl Flight {
     fn leave_to_holders(&mut self, need: &Need, survey: &Survey, wanted: &mut Runs, now: Instant) {
         let patient = need.class == Class::Prefetch;
         let full_until = need.since + self.limits.full_patience;
-        let record = self.layers.get(&need.layer);
+        let (record, asker) = (self.layers.get(&need.layer), self.asker(need));
         let offers = |peer: &PeerNo, wanted: &Runs| {
             let holder = record.and_then(|record| record.holders.get(peer));
-            holder.is_some_and(|holder| holder.first_offered(wanted, need.acts_for).is_some())
+            holder.is_some_and(|holder| holder.first_offered(wanted, asker).is_some())
         };
         let busy: Vec<(Instant, PeerNo)> =
             survey.busy.iter().filter(|(_, peer)| offers(peer, wanted)).copied().collect();

@@ -148,6 +148,17 @@ impl Ask {
     }
 }
 
+static NOTHING: Runs = Runs::new();
+
+/// What matters of an asker to what a holder offers it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asker {
+    /// It acts as an owner.
+    pub(super) acts_for_others: bool,
+    /// It is prefetch: what only other zones are known to have comes by way of its zone's owner, once for all.
+    pub(super) can_wait: bool,
+}
+
 /// What a peer has of a layer.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Holder {
@@ -157,6 +168,8 @@ pub(super) struct Holder {
     pub(super) promised: Runs,
     /// When an owner named it last.
     pub(super) named: Instant,
+    /// It is in another zone.
+    pub(super) is_far: bool,
     /// When it last said that it has more than before.
     pub(super) grew: Instant,
     /// The peer refuses us this layer until then.
@@ -174,31 +187,40 @@ impl Holder {
         !self.chunks.is_empty()
     }
 
-    /// What of `wanted` may be asked of it. An owner that acts for others relies on what is there.
-    pub(super) fn offer(&self, wanted: &Runs, acts_for: Option<Duty>) -> Runs {
-        let mut offer = wanted.intersection(&self.chunks);
-        if acts_for.is_none() && !self.promised.is_empty() {
-            offer.insert_all(&wanted.intersection(&self.promised));
+    /// What of `wanted` may be asked of it.
+    pub(super) fn offer(&self, wanted: &Runs, asker: Asker) -> Runs {
+        let mut offer = wanted.intersection(self.told(asker));
+        if !self.promised.is_empty() {
+            offer.insert_all(&wanted.intersection(self.promised_to(asker)));
         }
         offer
     }
 
+    /// What it has said that it has and this asker may ask it for.
+    pub(super) fn told(&self, asker: Asker) -> &Runs {
+        if self.is_far && asker.can_wait && !asker.acts_for_others { &NOTHING } else { &self.chunks }
+    }
+
+    /// What it was named for and this asker may ask it for: an owner that acts for others relies on what is there.
+    fn promised_to(&self, asker: Asker) -> &Runs {
+        if asker.acts_for_others { &NOTHING } else { &self.promised }
+    }
+
     /// The first chunk of [`Self::offer`].
-    pub(super) fn first_offered(&self, wanted: &Runs, acts_for: Option<Duty>) -> Option<u32> {
-        let promised = if acts_for.is_none() { wanted.first_common(&self.promised) } else { None };
-        wanted.first_common(&self.chunks).into_iter().chain(promised).min()
+    pub(super) fn first_offered(&self, wanted: &Runs, asker: Asker) -> Option<u32> {
+        let offers = [self.told(asker), self.promised_to(asker)];
+        offers.into_iter().filter_map(|offer| wanted.first_common(offer)).min()
     }
 
     /// Whether [`Self::offer`] has a chunk that is wanted.
-    pub(super) fn offers(&self, chunk: u32, acts_for: Option<Duty>) -> bool {
-        self.chunks.contains(chunk) || acts_for.is_none() && self.promised.contains(chunk)
+    pub(super) fn offers(&self, chunk: u32, asker: Asker) -> bool {
+        self.told(asker).contains(chunk) || self.promised_to(asker).contains(chunk)
     }
 
     /// Takes [`Self::offer`] out of `wanted`.
-    pub(super) fn take_offer_from(&self, wanted: &mut Runs, acts_for: Option<Duty>) {
-        wanted.remove_all(&self.chunks);
-        if acts_for.is_none() && !self.promised.is_empty() {
-            wanted.remove_all(&self.promised);
+    pub(super) fn take_offer_from(&self, wanted: &mut Runs, asker: Asker) {
+        for offer in [self.told(asker), self.promised_to(asker)] {
+            wanted.remove_all(offer);
         }
     }
 
@@ -346,16 +368,16 @@ impl Layer {
     }
 
     /// The record of a peer that says what it has, if there is room for one.
-    pub(super) fn telling_holder(&mut self, peer: PeerNo, limits: &Limits) -> Option<&mut Holder> {
+    pub(super) fn telling_holder(&mut self, peer: PeerNo, is_far: bool, limits: &Limits) -> Option<&mut Holder> {
         let is_known = self.holders.get(&peer).is_some_and(Holder::has_told);
         let told = || self.holders.values().filter(|holder| holder.has_told()).count();
         let has_room = is_known || told() < limits.holders_per_layer;
-        has_room.then(|| self.holders.entry(peer).or_default())
+        has_room.then(|| self.holders.entry(peer).or_insert_with(|| Holder { is_far, ..Holder::default() }))
     }
 
     /// The record of a peer that an owner has named. Where too many were named, the one of which nobody has spoken for longest
     /// makes room.
-    pub(super) fn named_holder(&mut self, peer: PeerNo, now: Instant, limits: &Limits) -> &mut Holder {
+    pub(super) fn named_holder(&mut self, peer: PeerNo, is_far: bool, now: Instant, limits: &Limits) -> &mut Holder {
         if !self.holders.contains_key(&peer) {
             let named = || self.holders.iter().filter(|(_, holder)| !holder.has_told());
             if named().count() >= limits.named_per_layer
@@ -364,7 +386,7 @@ impl Layer {
                 self.holders.remove(&first);
             }
         }
-        let holder = self.holders.entry(peer).or_default();
+        let holder = self.holders.entry(peer).or_insert_with(|| Holder { is_far, ..Holder::default() });
         holder.named = now;
         holder
     }

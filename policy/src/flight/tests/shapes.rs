@@ -294,12 +294,12 @@ fn whom_owners_name_takes_no_place_of_those_who_tell_what_they_have() {
     let limits = Limits { holders_per_layer: 1, named_per_layer: 2, ..Limits::default() };
     let mut layer = Layer::new(Arc::new(geometry(100)), &Runs::new(), &Runs::new(), None);
     let tell = |layer: &mut Layer, peer: u32| {
-        let holder = layer.telling_holder(PeerNo(peer), &limits);
+        let holder = layer.telling_holder(PeerNo(peer), false, &limits);
         holder.map(|holder| holder.chunks.insert(0..4)).is_some()
     };
     assert!(tell(&mut layer, 1) && tell(&mut layer, 1) && !tell(&mut layer, 2));
     for (peer, at) in [(5, 10), (4, 20), (5, 30), (3, 40)] {
-        layer.named_holder(PeerNo(peer), Instant(at), &limits).promised.insert(8..12);
+        layer.named_holder(PeerNo(peer), false, Instant(at), &limits).promised.insert(8..12);
     }
     let known = |layer: &Layer| layer.holders.keys().map(|peer| peer.0).collect::<Vec<_>>();
     assert_eq!(known(&layer), [1, 3, 5], "the one that was named longest ago makes room");
