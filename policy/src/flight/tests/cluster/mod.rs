@@ -291,12 +291,14 @@ proptest! {
                 }
             }
         });
-        // The owner sends who has no login away, and who is next in rank reads for it; the owner's claimants read as well.
+        // Each list that differs may cost a reading of its own (two of them 216 % in a cluster of three). The owner sends who has no
+        // login away, and who is next in rank reads for it; the owner's claimants read as well.
+        let lists = 1 + faults.iter().filter(|(_, fault, _)| *fault == 2).count() as u32;
         let all_have_logins = cluster.machines.iter().all(|machine| machine.has_login);
         let most = match faults.iter().any(|(_, fault, _)| *fault < 2) {
             true => 4,
-            false if all_have_logins => 2,
-            false => 3,
+            false if all_have_logins => lists.max(2),
+            false => lists.max(3),
         };
         prop_assert!(cluster.egress() <= 100 * most, "{} %", cluster.egress());
     }
