@@ -344,8 +344,9 @@ impl Answering<'_> {
                 // The next batch is read while this one is written.
                 Some(read_ahead(upload, Arc::clone(&server.gate), self.get.class))
             };
-            self.take_rulings(&batch.rest).await;
+            // Before what is ruled: a refusal is the last frame.
             self.frames.append(&mut batch.frames);
+            self.take_rulings(&batch.rest).await;
             self.end_when_answered();
             server.gate.pace(self.get.class, self.frames.len()).await;
             server.gate.note_sent(self.peer, self.frames.len());

@@ -366,6 +366,37 @@ async fn refusals_leave_the_stream_in_step() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_comes_after_what_was_read_meanwhile() {
+    let (holder, _, mut claims) = owner(|_| {}).await;
+    // One stream for demand, so that a stream out of step would show.
+    let asker = start(|config| {
+        (config.download.streams_per_peer_max, config.download.prefetch_streams_per_peer_max) = (2, 1);
+    })
+    .await;
+    let layer = layer();
+    holder.made.add(&layer, Runs::one(0..2));
+    asker.meet(&holder).await;
+    let fetch = |asking| {
+        let (fetch, layer) = (asker.node.fetch(holder.peer(), &layer.table, asking, deadline()), layer.clone());
+        tokio::spawn(async move { collect(fetch, &layer).await })
+    };
+    for ruling in [Ruling::NotMine { epoch: 7 }, Ruling::Denied] {
+        holder.made.hold(layer.table.diff_id());
+        let fetched = fetch(owned(0..8, 0..8));
+        let (_, to) = next_claim(&mut claims).await;
+        rule(&to, Ruling::Give(Runs::one(0..2))).await;
+        holder.made.wait_for_held(1).await;
+        rule(&to, ruling).await;
+        holder.made.release();
+        let got = fetched.await.expect("no panic");
+        assert_eq!(got.chunks, [ChunkNo(0), ChunkNo(1)], "{got:?}");
+        assert!(matches!(got.error.map(|error| error.kind()), Some("not_mine" | "denied")));
+        let next = fetch(Asking::here(Runs::one(1..2), Class::Demand)).await.expect("no panic");
+        assert!(next.error.is_none() && next.chunks == [ChunkNo(1)], "{next:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_may_not_have_a_layer_is_denied_and_grants_are_judged() {
     let (holder, desk, mut claims) = owner(|_| {}).await;
     let asker = start(|_| {}).await;
