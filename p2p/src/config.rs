@@ -297,7 +297,8 @@ pub struct UploadLimits {
     pub bytes_per_second: Option<NonZeroU64>,
     /// Requests per second of one peer, with bursts of two seconds' worth.
     pub requests_per_second_per_peer: u32,
-    /// Most streams on which this node pushes news of its progress.
+    /// Most streams on which this node pushes news of its progress, one for each layer and peer: 32 partners were 3 for each of ten
+    /// layers (docs/decisions/0018).
     pub watchers_max: usize,
     /// How long a peer may take to send the rest of a request, or to accept a batch.
     pub stall_timeout: Duration,
@@ -308,7 +309,7 @@ pub struct UploadLimits {
 impl Default for UploadLimits {
     fn default() -> Self {
         Self {
-            streams_per_peer_max: 24,
+            streams_per_peer_max: 80,
             streams_max: 1024,
             transfers_per_peer_max: 8,
             transfers_max: 64,
@@ -318,7 +319,7 @@ impl Default for UploadLimits {
             claim_timeout: Duration::from_secs(30),
             bytes_per_second: None,
             requests_per_second_per_peer: 500,
-            watchers_max: 32,
+            watchers_max: 128,
             stall_timeout: Duration::from_secs(10),
             stream_idle_timeout: Duration::from_secs(600),
         }
@@ -345,10 +346,13 @@ impl UploadLimits {
 /// What this node takes from others at once.
 #[derive(Debug, Clone)]
 pub struct DownloadLimits {
-    /// Most streams to one peer. Enough to keep a peer busy while a chunk is checked.
+    /// Most streams to one peer for what is fetched. Enough to keep a peer busy while a chunk is checked.
     pub streams_per_peer_max: usize,
-    /// Most of them for prefetch; the rest is kept for demand.
+    /// Most of them for prefetch, as the policy has it (`hermes_policy::limits::Limits::peer`); the rest is kept for demand.
     pub prefetch_streams_per_peer_max: usize,
+    /// Most streams to one peer on which it tells what it gets, one for each layer. They last for minutes, so they are none of the
+    /// above.
+    pub watches_per_peer_max: usize,
     /// Most peers with pooled streams; the one that was used longest ago goes first.
     pub pooled_peers_max: usize,
     /// Whether to ask for compressed chunks. Pays below about 4 Gbit/s.
@@ -375,6 +379,7 @@ impl Default for DownloadLimits {
         Self {
             streams_per_peer_max: 8,
             prefetch_streams_per_peer_max: 6,
+            watches_per_peer_max: 32,
             pooled_peers_max: 256,
             compression: true,
             open_timeout: Duration::from_secs(5),
@@ -393,6 +398,7 @@ impl DownloadLimits {
         let prefetch = self.prefetch_streams_per_peer_max;
         at_least("prefetch_streams_per_peer_max", prefetch, 1, "at least 1")?;
         at_least("streams_per_peer_max", self.streams_per_peer_max, prefetch + 1, "more than the prefetch streams")?;
+        at_least("watches_per_peer_max", self.watches_per_peer_max, 1, "at least 1")?;
         at_least("pooled_peers_max", self.pooled_peers_max, 1, "at least 1")?;
         at_least("open_timeout", self.open_timeout, Duration::from_millis(100), "at least 100 ms")?;
         at_least("dial_timeout", self.dial_timeout, Duration::from_millis(10), "at least 10 ms")?;

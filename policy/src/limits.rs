@@ -245,7 +245,9 @@ impl Default for Limits {
             total: SourceLimit { asks: 128, reserved_for_demand: 32, prefetch_beside_demand: 32 },
             // Copies on one disk gain nothing from many at once.
             local: SourceLimit { asks: 4, reserved_for_demand: 2, prefetch_beside_demand: 1 },
-            peer: SourceLimit { asks: 16, reserved_for_demand: 8, prefetch_beside_demand: 2 },
+            // Six for prefetch: as many streams as the exchange has for it to one peer, which serves eight transfers at once. With eight
+            // a node's own prefetch took all of them, and its readers were told to come again (docs/decisions/0018).
+            peer: SourceLimit { asks: 16, reserved_for_demand: 10, prefetch_beside_demand: 2 },
             // Registries answer many connections, but count requests; 8 ranges hide 20 ms at 1 Gbit/s with ease. A reader's own
             // ask leaves the link idle for a round trip: first starts took 1 to 8 % longer with two beside it than with four (three
             // were not compared), with which more of 12,000 random clusters read too much (42; with two and three 36 and 38).

@@ -455,6 +455,11 @@ impl Peers {
         brought.is_some_and(|bytes| bytes >= limits.peer_size.demand_bytes)
     }
 
+    /// Whether the peer has brought anything within the last one or two waits for a rank.
+    pub(crate) fn sends_something(&self, peer: PeerNo, now: Instant, limits: &Limits) -> bool {
+        self.records.get(&peer).is_some_and(|record| record.brought.lately(period(now, limits)) > 0)
+    }
+
     /// Notes that the peer lives and leaves a reader waiting for what it has.
     pub(crate) fn slow(&mut self, peer: PeerNo, now: Instant, limits: &Limits) {
         if let Some(record) = self.records.get_mut(&peer).filter(|record| record.slow_until <= now) {

@@ -23,7 +23,7 @@ use super::codec::{
 use super::compress::Codecs;
 use super::error::ExchangeError;
 use super::linked::Linked;
-use super::pool::{PeerSession, Pool, Slot};
+use super::pool::{PeerSession, Pool, Purpose, Slot};
 use super::proofs::Proofs;
 use super::session::{Session, SessionError};
 use crate::config::DownloadLimits;
@@ -99,16 +99,17 @@ impl Client {
     pub(crate) async fn ask(
         &self,
         peer: PeerId,
-        class: Class,
+        purpose: impl Into<Purpose>,
         request: &Request,
         chunk_count: u32,
         deadline: Instant,
     ) -> Result<(Lease, Answer), ExchangeError> {
+        let purpose = purpose.into();
         let shown = request.layer().and_then(|layer| self.proofs.shown(&peer, layer));
-        match self.ask_plainly(peer, class, request, chunk_count, deadline).await {
+        match self.ask_plainly(peer, purpose, request, chunk_count, deadline).await {
             Err(ExchangeError::Denied { peer, what }) => match request.layer() {
                 Some(layer) if self.show(peer, layer, shown, deadline).await? => {
-                    self.ask_plainly(peer, class, request, chunk_count, deadline).await
+                    self.ask_plainly(peer, purpose, request, chunk_count, deadline).await
                 }
                 _ => Err(ExchangeError::Denied { peer, what }),
             },
@@ -163,14 +164,14 @@ impl Client {
     async fn ask_plainly(
         &self,
         peer: PeerId,
-        class: Class,
+        purpose: Purpose,
         request: &Request,
         chunk_count: u32,
         deadline: Instant,
     ) -> Result<(Lease, Answer), ExchangeError> {
         let mut attempt = 1;
         loop {
-            let error = match self.ask_once(peer, class, request, chunk_count, deadline).await {
+            let error = match self.ask_once(peer, purpose, request, chunk_count, deadline).await {
                 Ok((lease, answer)) => return lease.sort(answer),
                 Err((error, Reused::Yes)) if attempt < ASK_ATTEMPTS => error,
                 Err((error, _)) => return Err(error),
@@ -187,13 +188,13 @@ impl Client {
     async fn ask_once(
         &self,
         peer: PeerId,
-        class: Class,
+        purpose: Purpose,
         request: &Request,
         chunk_count: u32,
         deadline: Instant,
     ) -> Result<(Lease, Answer), (ExchangeError, Reused)> {
         let slow = |doing| (ExchangeError::Timeout { peer, doing }, Reused::No);
-        let slot = timeout_at(deadline, self.pool.slot(peer, class)).await;
+        let slot = timeout_at(deadline, self.pool.slot(peer, purpose)).await;
         let mut slot =
             slot.map_err(|_| slow("waiting for a free stream"))?.ok_or((ExchangeError::Closed, Reused::No))?;
         let (session, reused) = match slot.take_session() {

@@ -32,6 +32,7 @@ struct Idle {
 struct PeerStreams {
     all: Arc<Semaphore>,
     prefetch: Arc<Semaphore>,
+    watches: Arc<Semaphore>,
     /// One permit: who holds it may open a stream.
     opening: Arc<Semaphore>,
     idle: Mutex<Vec<Idle>>,
@@ -58,6 +59,21 @@ pub(crate) struct Slot {
     _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
+/// What a stream is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A question and its answer.
+    Fetch(Class),
+    /// News for minutes.
+    Watch,
+}
+
+impl From<Class> for Purpose {
+    fn from(class: Class) -> Self {
+        Self::Fetch(class)
+    }
+}
+
 impl Pool {
     /// An empty pool.
     pub(crate) fn new(limits: DownloadLimits) -> Self {
@@ -67,13 +83,14 @@ impl Pool {
     /// Waits for the right to use a stream to `peer`; `None` only when the pool is gone.
     ///
     /// Cancel safe.
-    pub(crate) async fn slot(&self, peer: PeerId, class: Class) -> Option<Slot> {
+    pub(crate) async fn slot(&self, peer: PeerId, purpose: Purpose) -> Option<Slot> {
         let streams = self.streams(peer, Instant::now());
-        let prefetch = match class {
-            Class::Demand => None,
-            Class::Prefetch => Some(Arc::clone(&streams.prefetch).acquire_owned().await.ok()?),
+        let prefetch = match purpose {
+            Purpose::Fetch(Class::Prefetch) => Some(Arc::clone(&streams.prefetch).acquire_owned().await.ok()?),
+            Purpose::Fetch(Class::Demand) | Purpose::Watch => None,
         };
-        let all = Arc::clone(&streams.all).acquire_owned().await.ok()?;
+        let all = if purpose == Purpose::Watch { &streams.watches } else { &streams.all };
+        let all = Arc::clone(all).acquire_owned().await.ok()?;
         let session = self.take_idle(&streams);
         Some(Slot { streams, session, _permits: (all, prefetch) })
     }
@@ -104,6 +121,7 @@ impl Pool {
         let streams = Arc::new(PeerStreams {
             all: Arc::new(Semaphore::new(self.limits.streams_per_peer_max)),
             prefetch: Arc::new(Semaphore::new(self.limits.prefetch_streams_per_peer_max)),
+            watches: Arc::new(Semaphore::new(self.limits.watches_per_peer_max)),
             opening: Arc::new(Semaphore::new(1)),
             idle: Mutex::default(),
         });

@@ -14,8 +14,9 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::client::Client;
-use super::codec::{Answer, Class, Request};
+use super::codec::{Answer, Request};
 use super::error::ExchangeError;
+use super::pool::Purpose;
 
 /// News that wait for the caller. They come at most every 50 ms; beyond it the peer is not read, and sends larger news
 /// later.
@@ -90,8 +91,7 @@ async fn watch(
 ) -> Result<(), ExchangeError> {
     let request = Request::Watch { layer: table.diff_id(), table: table.id() };
     let deadline = Instant::now() + FIRST_TIMEOUT;
-    // A watch holds its stream for minutes, so it takes one of prefetch and never one that demand waits for.
-    let (mut lease, first) = client.ask(peer, Class::Prefetch, &request, table.count(), deadline).await?;
+    let (mut lease, first) = client.ask(peer, Purpose::Watch, &request, table.count(), deadline).await?;
     let Answer::HaveMap { chunks, .. } = first else { return Err(lease.unexpected(&first)) };
     let mut known = chunks.clone();
     let mut news = HaveNews::Map(chunks);

@@ -265,6 +265,30 @@ async fn watchers_are_bounded_and_leave_their_place() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neither_readers_nor_prefetch_wait_for_watches() {
+    let holder = start(|_| {}).await;
+    let asker = start(|config| {
+        (config.download.streams_per_peer_max, config.download.prefetch_streams_per_peer_max) = (2, 1);
+    })
+    .await;
+    // An image has a dozen layers, and a partner tells of each of them.
+    let layers: Vec<Layer> = (20..32).map(|seed| Layer::new(seed, 4, 512, Look::Text)).collect();
+    asker.meet(&holder).await;
+    let mut watches = Vec::new();
+    for layer in &layers {
+        holder.made.add(layer, Runs::one(0..2));
+        let mut watch = asker.node.watch(holder.peer(), &layer.table);
+        timeout(PATIENCE, watch.next()).await.expect("in time").expect("news").expect("no error");
+        watches.push(watch);
+    }
+    for class in [Class::Demand, Class::Prefetch] {
+        let asking = Asking::here(Runs::one(0..2), class);
+        let got = collect(asker.node.fetch(holder.peer(), &layers[0].table, asking, deadline()), &layers[0]).await;
+        assert!(got.error.is_none() && got.chunks.len() == 2, "{class:?}: {got:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_restarts_is_found_again_under_its_name() {
     let (holder, asker) = (start(|_| {}).await, start(|_| {}).await);
     let layer = Layer::new(12, 4, 4096, Look::Text);

@@ -5,9 +5,9 @@ use hermes_image::runs::Runs;
 
 use super::table::Ask;
 use super::{Flight, Turn};
-use crate::class::ErrorClass;
+use crate::class::{Class, ErrorClass};
 use crate::event::{Action, AskId, Outcome, PeerNo, Source, Want};
-use crate::time::Duration;
+use crate::time::{Duration, Instant};
 
 impl Flight {
     pub(super) fn ask_ended(&mut self, id: AskId, outcome: Outcome, turn: &mut Turn<'_>) {
@@ -26,7 +26,17 @@ impl Flight {
             self.peers.slow(peer, turn.now, &self.limits);
         }
         turn.out.push(Action::Cancel { ask: id });
+        if self.stands_in_line(&ask, turn.now) {
+            return;
+        }
         self.settle(&ask, Outcome::Failed { class: ErrorClass::Transient, retry_after: None }, turn);
+    }
+
+    /// Whether what readers wait for was asked for as prefetch, of a peer that lives and sends something else first: asked for as
+    /// demand it comes before that.
+    fn stands_in_line(&self, ask: &Ask, now: Instant) -> bool {
+        let Source::Peer(peer) = ask.source else { return false };
+        ask.class == Class::Prefetch && ask.want == Want::Here && self.peers.sends_something(peer, now, &self.limits)
     }
 
     fn settle(&mut self, ask: &Ask, outcome: Outcome, turn: &mut Turn<'_>) {

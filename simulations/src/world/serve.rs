@@ -24,7 +24,7 @@ pub(crate) const TRANSFERS_PER_PEER_MAX: u32 = 8;
 pub(crate) const CLAIMS_MAX: u32 = 1024;
 pub(crate) const CLAIMS_PER_PEER_MAX: u32 = 64;
 /// Streams on which a node tells what it gets.
-pub(crate) const WATCHERS_MAX: usize = 32;
+pub(crate) const WATCHERS_MAX: usize = 128;
 const CLAIM_TIMEOUT: Nanos = 30 * SECOND;
 /// What BUSY says (`p2p/exchange/limits.rs`).
 const RETRY_DEMAND: Nanos = 20 * MILLISECOND;

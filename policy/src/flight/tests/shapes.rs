@@ -164,6 +164,28 @@ fn a_joined_prefetch_ask_that_falls_silent_is_left_sooner() {
     assert_eq!(cancelled(&actions), [ask], "10 s, as demand, and not 30");
 }
 
+/// Of `recycled` the registry sent 1.7 times what is needed once: whoever had all of it sent it to all, and was left for what stood in
+/// line there.
+#[test]
+fn what_stands_in_line_at_a_peer_that_sends_is_asked_for_again_as_demand() {
+    for sends in [true, false] {
+        let mut node = Node::with_layer();
+        node.holder(A, 0..400);
+        let other = the_ask(&node.prefetch(100..120));
+        let ask = the_ask(&node.prefetch(0..8));
+        [ask, other].into_iter().for_each(|ask| assert!(node.tell(Event::AskProgress { ask }).is_empty()));
+        assert!(node.demand(0..2).is_empty(), "joins it");
+        node.wait(ms(150));
+        if sends {
+            node.arrived(100..101);
+        }
+        let actions = node.wait(ms(110));
+        assert_eq!(cancelled(&actions), [ask]);
+        let first = words(&actions).first().cloned().unwrap_or_default();
+        assert_eq!(first.starts_with("peer 1 0..2"), sends, "{first}");
+    }
+}
+
 #[test]
 fn prefetch_ends_with_its_read_but_not_what_others_want() {
     let mut node = Node::with_layer();
