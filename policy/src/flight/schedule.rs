@@ -45,8 +45,14 @@ pub(super) enum Prospect {
 impl Flight {
     /// What matters of a need to what holders offer.
     pub(super) fn asker(&self, need: &Need) -> Asker {
-        let can_wait = need.class == Class::Prefetch && self.can_read(need.layer);
+        let is_patient = need.class == Class::Prefetch || self.now < self.far_after(need);
+        let can_wait = is_patient && self.can_read(need.layer);
         Asker { acts_for_others: need.acts_for.is_some(), can_wait }
+    }
+
+    /// From when on a reader asks other zones itself, rather than wait for the own zone's owner.
+    fn far_after(&self, need: &Need) -> Instant {
+        need.since + self.limits.rank_wait_min
     }
 
     pub(super) fn pump(&mut self, turn: &mut Turn<'_>) {
@@ -83,6 +89,10 @@ impl Flight {
             let others_wake = std::mem::take(&mut self.wake);
             let Some((need, wanted)) = self.wanted_by_demand(id, turn.now) else { continue };
             let asks = !wanted.is_empty();
+            let far_after = self.far_after(&need);
+            if self.members.has_zones() && turn.now < far_after {
+                self.wake_at(far_after);
+            }
             if asks && self.place(&need, wanted, turn) == Prospect::DeadEnd {
                 self.fail_read(id, FailReason::Refused, turn);
                 self.wake = self.wake.or(others_wake);

@@ -155,7 +155,7 @@ static NOTHING: Runs = Runs::new();
 pub(super) struct Asker {
     /// It acts as an owner.
     pub(super) acts_for_others: bool,
-    /// It is prefetch: what only other zones are known to have comes by way of its zone's owner, once for all.
+    /// It has time: what only other zones are known to have comes by way of its zone's owner, once for all.
     pub(super) can_wait: bool,
 }
 
