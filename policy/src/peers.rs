@@ -451,13 +451,16 @@ impl Peers {
     /// Whether the peer has brought as much as a demand ask wants within the last one or two waits for a rank: what it has not
     /// sent yet stands in line behind that.
     pub(crate) fn is_sending(&self, peer: PeerNo, now: Instant, limits: &Limits) -> bool {
-        let brought = self.records.get(&peer).map(|record| record.brought.lately(period(now, limits)));
-        brought.is_some_and(|bytes| bytes >= limits.peer_size.demand_bytes)
+        self.brought_lately(peer, now, limits) >= limits.peer_size.demand_bytes
     }
 
     /// Whether the peer has brought anything within the last one or two waits for a rank.
     pub(crate) fn sends_something(&self, peer: PeerNo, now: Instant, limits: &Limits) -> bool {
-        self.records.get(&peer).is_some_and(|record| record.brought.lately(period(now, limits)) > 0)
+        self.brought_lately(peer, now, limits) > 0
+    }
+
+    fn brought_lately(&self, peer: PeerNo, now: Instant, limits: &Limits) -> u64 {
+        self.records.get(&peer).map_or(0, |record| record.brought.lately(period(now, limits)))
     }
 
     /// Notes that the peer lives and leaves a reader waiting for what it has.

@@ -85,14 +85,18 @@ impl Pool {
     /// Cancel safe.
     pub(crate) async fn slot(&self, peer: PeerId, purpose: Purpose) -> Option<Slot> {
         let streams = self.streams(peer, Instant::now());
-        let prefetch = match purpose {
-            Purpose::Fetch(Class::Prefetch) => Some(Arc::clone(&streams.prefetch).acquire_owned().await.ok()?),
-            Purpose::Fetch(Class::Demand) | Purpose::Watch => None,
+        let (places, share) = match purpose {
+            Purpose::Fetch(Class::Demand) => (&streams.all, None),
+            Purpose::Fetch(Class::Prefetch) => (&streams.all, Some(&streams.prefetch)),
+            Purpose::Watch => (&streams.watches, None),
         };
-        let all = if purpose == Purpose::Watch { &streams.watches } else { &streams.all };
-        let all = Arc::clone(all).acquire_owned().await.ok()?;
+        let share = match share {
+            Some(share) => Some(Arc::clone(share).acquire_owned().await.ok()?),
+            None => None,
+        };
+        let place = Arc::clone(places).acquire_owned().await.ok()?;
         let session = self.take_idle(&streams);
-        Some(Slot { streams, session, _permits: (all, prefetch) })
+        Some(Slot { streams, session, _permits: (place, share) })
     }
 
     /// The session that was idle for the shortest time: its window is the widest, and the others may grow old.

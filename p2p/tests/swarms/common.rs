@@ -20,6 +20,7 @@ use libp2p::swarm::{Swarm, SwarmEvent};
 use libp2p::{Stream, StreamProtocol, SwarmBuilder, noise, tcp, yamux};
 use parking_lot::{Condvar, Mutex};
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 /// Longest wait for anything that should happen. The machine may be busy.
@@ -199,6 +200,11 @@ pub(crate) async fn start(change: impl FnOnce(&mut NodeConfig)) -> TestNode {
     start_with(Arc::new(OpenDesk), change).await
 }
 
+/// One stream to a peer for demand, so that one that is out of step or was never given back shows.
+pub(crate) fn single_streamed(config: &mut NodeConfig) {
+    (config.download.streams_per_peer_max, config.download.prefetch_streams_per_peer_max) = (2, 1);
+}
+
 /// A node whose `desk` decides.
 pub(crate) async fn start_with(desk: Arc<dyn Desk>, change: impl FnOnce(&mut NodeConfig)) -> TestNode {
     let folder = tempfile::tempdir().expect("a folder");
@@ -245,6 +251,12 @@ pub(crate) struct Got {
     pub(crate) error: Option<ExchangeError>,
 }
 
+/// Collects what a fetch brings, meanwhile.
+pub(crate) fn spawn_collect(fetch: Fetch, layer: &Layer) -> JoinHandle<Got> {
+    let layer = layer.clone();
+    tokio::spawn(async move { collect(fetch, &layer).await })
+}
+
 /// Reads `fetch` to its end and compares every byte with `layer`.
 pub(crate) async fn collect(mut fetch: Fetch, layer: &Layer) -> Got {
     let mut got = Got::default();
@@ -278,7 +290,7 @@ pub(crate) struct RawPeer {
     pub(crate) peer: PeerId,
     pub(crate) address: Multiaddr,
     pub(crate) control: libp2p_stream::Control,
-    task: tokio::task::JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
 impl Drop for RawPeer {

@@ -8,16 +8,12 @@ use bytes::Bytes;
 use futures::StreamExt;
 use hermes_image::ids::{ArtifactId, Digest};
 use hermes_image::runs::Runs;
-use hermes_p2p::{Asking, Class, Content, ErrorClass, ExchangeError, Fetch, HaveNews, Node, OpenDesk, PeerEvent};
-use tokio::task::JoinHandle;
+use hermes_p2p::{Asking, Class, Content, ErrorClass, ExchangeError, HaveNews, Node, OpenDesk, PeerEvent};
 use tokio::time::{Instant, timeout};
 
-use crate::common::{Got, Layer, Look, PATIENCE, collect, config, deadline, start, wait_for};
-
-fn spawn_collect(fetch: Fetch, layer: &Layer) -> JoinHandle<Got> {
-    let layer = layer.clone();
-    tokio::spawn(async move { collect(fetch, &layer).await })
-}
+use crate::common::{
+    Layer, Look, PATIENCE, collect, config, deadline, single_streamed, spawn_collect, start, wait_for,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_exchange_everything() {
@@ -150,10 +146,7 @@ async fn a_holder_at_its_limit_says_busy_and_is_asked_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cancelling_in_the_middle_leaves_the_pool_usable() {
     let holder = start(|_| {}).await;
-    let asker = start(|config| {
-        (config.download.streams_per_peer_max, config.download.prefetch_streams_per_peer_max) = (2, 1);
-    })
-    .await;
+    let asker = start(single_streamed).await;
     let layer = Layer::new(5, 200, 65536, Look::Noise);
     holder.made.add(&layer, layer.all());
     asker.meet(&holder).await;
@@ -267,10 +260,7 @@ async fn watchers_are_bounded_and_leave_their_place() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn neither_readers_nor_prefetch_wait_for_watches() {
     let holder = start(|_| {}).await;
-    let asker = start(|config| {
-        (config.download.streams_per_peer_max, config.download.prefetch_streams_per_peer_max) = (2, 1);
-    })
-    .await;
+    let asker = start(single_streamed).await;
     // An image has a dozen layers, and a partner tells of each of them.
     let layers: Vec<Layer> = (20..32).map(|seed| Layer::new(seed, 4, 512, Look::Text)).collect();
     asker.meet(&holder).await;

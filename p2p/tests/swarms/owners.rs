@@ -16,7 +16,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::common::{
-    Layer, Look, PATIENCE, RawPeer, TestNode, ask, collect, deadline, hear, start, start_with, wait_for,
+    Layer, Look, PATIENCE, RawPeer, TestNode, ask, collect, deadline, hear, single_streamed, spawn_collect, start,
+    start_with, wait_for,
 };
 
 pub(crate) const OWNER: Want = Want::Owner { duty: Duty::Cluster, again: false, can_read: true };
@@ -324,21 +325,21 @@ async fn claims_that_wait_hold_no_transfer_and_are_bounded() {
     next_claim(&mut claims).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn refusals_leave_the_stream_in_step() {
-    let (holder, _, mut claims) = owner(|_| {}).await;
-    // One stream for demand, so that a stream out of step would show.
-    let asker = start(|config| {
-        (config.download.streams_per_peer_max, config.download.prefetch_streams_per_peer_max) = (2, 1);
-    })
-    .await;
+/// An owner that has two chunks of a layer, the claims that come to it, and an asker with one stream for demand, so that a stream
+/// out of step shows.
+async fn owner_and_single_streamed_asker() -> (TestNode, mpsc::Receiver<Claimed>, TestNode, Layer) {
+    let (holder, _, claims) = owner(|_| {}).await;
+    let asker = start(single_streamed).await;
     let layer = layer();
     holder.made.add(&layer, Runs::one(0..2));
     asker.meet(&holder).await;
-    let fetch = |asking| {
-        let (fetch, layer) = (asker.node.fetch(holder.peer(), &layer.table, asking, deadline()), layer.clone());
-        tokio::spawn(async move { collect(fetch, &layer).await })
-    };
+    (holder, claims, asker, layer)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_leave_the_stream_in_step() {
+    let (holder, mut claims, asker, layer) = owner_and_single_streamed_asker().await;
+    let fetch = |asking| spawn_collect(asker.node.fetch(holder.peer(), &layer.table, asking, deadline()), &layer);
     for ruling in [Ruling::NotMine { epoch: 7 }, Ruling::Denied] {
         let fetched = fetch(owned(0..8, 0..8));
         let (_, to) = next_claim(&mut claims).await;
@@ -367,19 +368,8 @@ async fn refusals_leave_the_stream_in_step() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_comes_after_what_was_read_meanwhile() {
-    let (holder, _, mut claims) = owner(|_| {}).await;
-    // One stream for demand, so that a stream out of step would show.
-    let asker = start(|config| {
-        (config.download.streams_per_peer_max, config.download.prefetch_streams_per_peer_max) = (2, 1);
-    })
-    .await;
-    let layer = layer();
-    holder.made.add(&layer, Runs::one(0..2));
-    asker.meet(&holder).await;
-    let fetch = |asking| {
-        let (fetch, layer) = (asker.node.fetch(holder.peer(), &layer.table, asking, deadline()), layer.clone());
-        tokio::spawn(async move { collect(fetch, &layer).await })
-    };
+    let (holder, mut claims, asker, layer) = owner_and_single_streamed_asker().await;
+    let fetch = |asking| spawn_collect(asker.node.fetch(holder.peer(), &layer.table, asking, deadline()), &layer);
     for ruling in [Ruling::NotMine { epoch: 7 }, Ruling::Denied] {
         holder.made.hold(layer.table.diff_id());
         let fetched = fetch(owned(0..8, 0..8));
