@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::Transport;
-use libp2p::allow_block_list::{self, BlockedPeers};
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
@@ -28,7 +27,6 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
     pub(crate) limits: connection_limits::Behaviour,
-    pub(crate) blocked: allow_block_list::Behaviour<BlockedPeers>,
     pub(crate) ping: ping::Behaviour,
     pub(crate) identify: identify::Behaviour,
     pub(crate) kad: kad::Behaviour<ProviderStore>,
@@ -75,7 +73,6 @@ fn behaviour(config: &NodeConfig, key: &Keypair, local: PeerId) -> Behaviour {
     let ping = ping::Config::new().with_interval(PING_EVERY).with_timeout(PING_TIMEOUT);
     Behaviour {
         limits: connection_limits::Behaviour::new(limits),
-        blocked: allow_block_list::Behaviour::default(),
         ping: ping::Behaviour::new(ping),
         identify: identify::Behaviour::new(identify),
         kad: kademlia(config, local),

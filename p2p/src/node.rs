@@ -297,7 +297,7 @@ impl Node {
         self.inner.roster.admission()
     }
 
-    /// Closes all connections to `peer` and refuses new ones for `duration`.
+    /// Neither asks `peer` for anything nor finds it for `duration`, and ends what it is asked for now. What it asks is answered.
     ///
     /// # Errors
     /// When the node is shutting down.

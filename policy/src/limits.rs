@@ -132,7 +132,8 @@ pub struct Limits {
     pub rank_wait_min: Duration,
     /// Longest that slow senders make a rank wait.
     pub rank_wait_pause_max: Duration,
-    /// How long after one peer was silent others are doubted of which nothing was heard for [`Self::doubt_silence`].
+    /// How long after one peer was silent others are doubted of which nothing was heard since [`Self::doubt_silence`]
+    /// before the first of such silences.
     pub doubt: Duration,
     /// Nodes that fetch tell each other of it every 50 ms, and answer at once.
     pub doubt_silence: Duration,
@@ -289,7 +290,8 @@ impl Default for Limits {
             // A reader that waits for a sender which has died is not to wait longer than a second (design, section 10).
             rank_wait_pause_max: Duration::from_millis(800),
             doubt: Duration::from_secs(2),
-            doubt_silence: Duration::from_millis(500),
+            // As long as a reader waits for the first word.
+            doubt_silence: Duration::from_millis(250),
             owner_rest: Duration::from_secs(1),
             refused_patience: Duration::from_secs(10),
             unowned_asks_per_second: 16,

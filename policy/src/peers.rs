@@ -184,6 +184,15 @@ impl Pauses {
     }
 }
 
+/// Silences of peers that follow on each other: as when a network parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Silences {
+    /// Who was heard of since then is not behind the same fault.
+    since: Instant,
+    /// When they are over, unless there is another one.
+    until: Instant,
+}
+
 /// All peers. Beside the members at most [`Limits::peers`]: those that come beyond are not used. Of a member nothing is kept
 /// until it is dealt with: a cluster has thousands of which a node meets some dozens.
 #[derive(Debug, Clone)]
@@ -194,8 +203,7 @@ pub struct Peers {
     unmet: Peer,
     latency_p90: P90,
     pauses: Pauses,
-    /// When a peer was found silent last.
-    silence_at: Instant,
+    silences: Silences,
 }
 
 impl Default for Peers {
@@ -207,7 +215,7 @@ impl Default for Peers {
             unmet: Peer::new(&Limits::default()),
             latency_p90: P90 { ns: 10_000_000 },
             pauses: Pauses::default(),
-            silence_at: Instant::ZERO,
+            silences: Silences::default(),
         }
     }
 }
@@ -408,8 +416,13 @@ impl Peers {
     /// Notes that the peer gave no sign of life: as with a lost connection, it is asked again after a while, which doubles
     /// as long as it goes on so.
     pub(crate) fn silent(&mut self, peer: PeerNo, now: Instant, limits: &Limits) {
-        self.silence_at = now;
-        if let Some(record) = self.records.get_mut(&peer).filter(|record| record.lost_until <= now) {
+        let record = self.records.get_mut(&peer);
+        // Of one that was silent before and has said nothing since, it is the same silence.
+        if now >= self.silences.until && record.as_ref().is_none_or(|record| record.silences == 0) {
+            self.silences.since = now - limits.doubt_silence;
+        }
+        self.silences.until = now + limits.doubt;
+        if let Some(record) = record.filter(|record| record.lost_until <= now) {
             record.lost_until = now + limits.owner_rest * (1 << record.silences);
             record.silences = (record.silences + 1).min(DOUBLINGS_MAX);
         }
@@ -426,19 +439,21 @@ impl Peers {
         was_silent
     }
 
-    /// Whether the peer may be gone as well: another one was found silent lately, and nothing was heard of this one for a
-    /// while. When a network parts, those of the other side would else be tried one after the other.
-    pub(crate) fn is_doubtful(&self, peer: PeerNo, now: Instant, limits: &Limits) -> bool {
+    /// Whether the peer may be gone as well: others are silent, and nothing was heard of this one since they are. When a network
+    /// parts, those of the other side would else be tried one after the other.
+    pub(crate) fn is_doubtful(&self, peer: PeerNo, now: Instant) -> bool {
         let heard = || self.records.get(&peer).map_or(Instant::ZERO, |record| record.heard_at);
-        self.silence_at > Instant::ZERO
-            && now < self.silence_at + limits.doubt
-            && heard() + limits.doubt_silence < now
-            && !self.members.is_empty()
+        now < self.silences.until && heard() < self.silences.since && !self.members.is_empty()
+    }
+
+    /// Whether the peer rests because its connection was lost or it was silent, and nothing was heard of it since.
+    pub(crate) fn is_lost(&self, peer: PeerNo, now: Instant) -> bool {
+        self.records.get(&peer).is_some_and(|record| record.lost_until > now)
     }
 
     /// When doubts end by themselves.
-    pub(crate) fn doubts_end(&self, limits: &Limits) -> Instant {
-        self.silence_at + limits.doubt
+    pub(crate) fn doubts_end(&self) -> Instant {
+        self.silences.until
     }
 
     /// Notes that chunks came from the peer, for whichever ask.
@@ -684,11 +699,11 @@ mod tests {
         peers.set_members(list(&[A, B, PeerNo(3)]), NOW, &limits);
         let later = NOW + Duration::from_secs(5);
         peers.alive(B, later);
-        assert!(!peers.is_doubtful(PeerNo(3), later, &limits), "nobody was silent");
+        assert!(!peers.is_doubtful(PeerNo(3), later), "nobody was silent");
         peers.silent(A, later, &limits);
-        assert!(peers.is_doubtful(PeerNo(3), later, &limits));
-        assert!(!peers.is_doubtful(B, later, &limits), "it was heard of");
-        assert!(!peers.is_doubtful(PeerNo(3), later + limits.doubt, &limits), "and not for ever");
+        assert!(peers.is_doubtful(PeerNo(3), later));
+        assert!(!peers.is_doubtful(B, later), "it was heard of");
+        assert!(!peers.is_doubtful(PeerNo(3), later + limits.doubt), "and not for ever");
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub(crate) struct Roster {
     shared: Arc<Shared>,
     table: Mutex<Table>,
     outbox: Mutex<Outbox>,
+    /// Connected peers that were suspected, and did not answer when they were asked.
+    unanswered: Mutex<BTreeSet<PeerId>>,
     list: watch::Sender<Arc<MemberList>>,
     /// Counts changes, for who saves them.
     changes: AtomicU64,
@@ -110,6 +112,7 @@ impl Roster {
             shared,
             table: Mutex::new(table),
             outbox: Mutex::default(),
+            unanswered: Mutex::default(),
             list,
             changes: AtomicU64::new(0),
             changed: Notify::new(),
@@ -146,9 +149,14 @@ impl Roster {
         self.shared.is_connected(peer)
     }
 
-    /// All peers that this node is connected to.
+    /// All peers that this node is connected to, without those that it has banned.
     pub(crate) fn connected(&self) -> Vec<PeerId> {
         self.shared.connected()
+    }
+
+    /// All peers that this node is connected to.
+    pub(crate) fn everybody(&self) -> Vec<PeerId> {
+        self.shared.everybody()
     }
 
     pub(crate) fn is_member(&self, peer: &PeerId) -> bool {
@@ -160,12 +168,29 @@ impl Roster {
         self.changed.notify_one();
     }
 
+    /// Notes whether a connected peer answers: while a network is parted connections stay, and say nothing.
+    pub(crate) fn note_answer(&self, peer: &PeerId, answers: bool) {
+        let mut unanswered = self.unanswered.lock();
+        let changed = if answers { unanswered.remove(peer) } else { unanswered.insert(*peer) };
+        if changed {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Connected peers that have not answered, to be asked again.
+    pub(crate) fn unanswered(&self) -> Vec<PeerId> {
+        let mut unanswered = self.unanswered.lock();
+        unanswered.retain(|peer| self.shared.is_connected(peer));
+        unanswered.iter().copied().collect()
+    }
+
     /// Shows the list as it is now to whoever watches it, if it has changed.
     pub(crate) fn publish(&self) {
-        let connected: BTreeSet<PeerId> = self.shared.connected();
+        let unanswered = self.unanswered.lock().clone();
+        let answering = &self.shared.connected::<BTreeSet<PeerId>>() - &unanswered;
         // Locked until it is shown, so that an older list cannot overtake a newer one.
         let table = self.table.lock();
-        let list = table.list(|peer| connected.contains(peer));
+        let list = table.list(|peer| answering.contains(peer));
         self.list.send_if_modified(|shown| {
             let differs = **shown != list;
             if differs {

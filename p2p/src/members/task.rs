@@ -2,7 +2,8 @@
 //!
 //! Every node has up to eight *partners*, drawn at random from the list and changed one a minute, so that all nodes
 //! together form a random graph whatever they started from. About once a second it compares its list with one of them.
-//! What changes is told four others at once, who tell four others. Partners that cannot be reached are suspected. A peer
+//! What changes is told four others at once, who tell four others. Partners that cannot be reached are suspected. Who is
+//! suspected and connected is asked: a connection alone does not show that anybody is there, as when a network parts. A peer
 //! that connects and is no member yet is compared with at once: that is how a node joins.
 //!
 //! Gathering is async, in tasks of their own with a bound; deciding happens here.
@@ -45,6 +46,11 @@ const TELL: usize = 4;
 const TELL_AFTER: Duration = Duration::from_millis(10);
 /// Most exchanges that this node has opened and are on their way.
 const OPENED_MAX: usize = 32;
+/// How long a peer that is suspected may take to answer: ten times what one with a full link takes. The suspicion counts from then
+/// on, for as long as the peer does not answer when it is asked again.
+const ANSWER_WAIT: Duration = Duration::from_secs(2);
+/// Most peers that have not answered and are asked again at once, every second.
+const ASKED_AGAIN: usize = 4;
 /// Most exchanges that others have opened.
 const ANSWERED_MAX: usize = 32;
 /// Most peers that have connected and wait to be compared with; others compare with this node instead.
@@ -64,6 +70,8 @@ enum Outcome {
     Done,
     /// Nobody answers there.
     Unreachable,
+    /// There is a connection, of which nothing comes.
+    Silent,
     /// There is somebody, but it did not work.
     Failed,
 }
@@ -240,6 +248,11 @@ impl Task {
         }
         self.choose_partners(now);
         self.try_places(now);
+        for peer in self.roster.unanswered().sample(&mut rand::rng(), ASKED_AGAIN).copied() {
+            if self.opened.len() < OPENED_MAX {
+                self.ask(peer);
+            }
+        }
         while self.opened.len() < OPENED_MAX
             && let Some(peer) = self.waiting.pop_front()
         {
@@ -273,7 +286,7 @@ impl Task {
     /// Closes the connections of those whose certificates have ended or were taken back.
     fn close_who_must_go(&self) {
         let (admission, now) = (self.roster.admission(), unix_now());
-        for peer in self.roster.connected() {
+        for peer in self.roster.everybody() {
             if let Some(refusal) = admission.must_go(&peer, now) {
                 admission.refused(peer, refusal);
                 // A full queue is emptied within milliseconds, and this is done again in a second.
@@ -314,6 +327,8 @@ impl Task {
     fn on_peer(&mut self, event: PeerEvent) {
         // Who is connected counts as not suspected.
         self.roster.changed.notify_one();
+        let (PeerEvent::Up(peer) | PeerEvent::Down(peer)) = event;
+        self.roster.note_answer(&peer, true);
         match event {
             PeerEvent::Up(peer) => {
                 if self.roster.is_member(&peer) {
@@ -335,7 +350,11 @@ impl Task {
 
     fn on_outcome(&mut self, peer: PeerId, outcome: &Outcome) {
         match outcome {
-            Outcome::Done => {}
+            Outcome::Done => self.roster.note_answer(&peer, true),
+            Outcome::Silent => {
+                self.partners.retain(|partner| *partner != peer);
+                self.roster.note_answer(&peer, false);
+            }
             Outcome::Unreachable => {
                 self.partners.retain(|partner| *partner != peer);
                 self.roster.suspect(&peer);
@@ -349,20 +368,39 @@ impl Task {
         self.roster.publish();
         self.note_changes(now);
         let Some(passing) = self.roster.take_outbox() else { return };
-        let mut targets: HashSet<PeerId> = passing.also.into_iter().take(OPENED_MAX).collect();
+        for peer in passing.also {
+            if self.opened.len() < 2 * OPENED_MAX {
+                self.ask(peer);
+            }
+        }
         let members: Vec<PeerId> = {
             let connected = self.roster.connected();
             connected.into_iter().filter(|peer| self.roster.is_member(peer)).collect()
         };
         let others: Vec<PeerId> = self.partners.iter().copied().chain(members).collect();
         let others: Vec<PeerId> = others.into_iter().collect::<HashSet<_>>().into_iter().collect();
-        targets.extend(others.sample(&mut rand::rng(), TELL).copied());
-        for peer in targets {
+        for peer in others.sample(&mut rand::rng(), TELL).copied() {
             // Twice the bound, as this goes before comparing.
             if self.opened.len() < 2 * OPENED_MAX {
                 self.tell(peer, passing.news.clone());
             }
         }
+    }
+
+    /// Compares with a peer that may be gone.
+    fn ask(&mut self, peer: PeerId) {
+        let (roster, opening) = (Arc::clone(&self.roster), self.opening(peer));
+        self.opened.spawn(async move {
+            let mut stream = match tokio::time::timeout(ANSWER_WAIT, opening).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(outcome)) => return (peer, outcome),
+                Err(_) => return (peer, Outcome::Silent),
+            };
+            // It has answered, and may have a long list.
+            roster.note_answer(&peer, true);
+            let compared = tokio::time::timeout(EXCHANGE_TIMEOUT, sync::compare(&roster, &mut stream)).await;
+            (peer, outcome_of(peer, compared))
+        });
     }
 
     fn compare(&mut self, peer: PeerId) {

@@ -80,12 +80,12 @@ impl Owner {
     }
 
     fn reach(&mut self, peer: PeerId, reply: DialReply) {
-        if self.swarm.is_connected(&peer) {
-            let _ = reply.send(Ok(peer));
-            return;
-        }
         if self.bans.contains_key(&peer) {
             let _ = reply.send(Err(NodeError::Banned { peer }));
+            return;
+        }
+        if self.swarm.is_connected(&peer) {
+            let _ = reply.send(Ok(peer));
             return;
         }
         let known = self.reaches.contains_key(&peer);
@@ -142,6 +142,8 @@ impl Owner {
         }
     }
 
+    /// Asks `peer` nothing and believes nothing that it has said. What it asks is answered: it would have to turn to the registry
+    /// for all of that.
     fn ban(&mut self, peer: PeerId, until: Instant) {
         if peer == *self.swarm.local_peer_id() {
             return;
@@ -149,8 +151,7 @@ impl Owner {
         if self.bans.len() >= BANS_MAX && !self.bans.contains_key(&peer) {
             let first = self.bans.iter().min_by_key(|(_, until)| **until).map(|(peer, _)| *peer);
             if let Some(first) = first {
-                self.bans.remove(&first);
-                self.swarm.behaviour_mut().blocked.unblock_peer(first);
+                self.unban(first);
             }
         }
         self.bans.insert(peer, until);
@@ -159,9 +160,17 @@ impl Owner {
         let behaviour = self.swarm.behaviour_mut();
         behaviour.kad.store_mut().forget_peer(&peer);
         behaviour.kad.remove_peer(&peer);
-        // Closes its connections too.
-        behaviour.blocked.block_peer(peer);
+        if self.swarm.is_connected(&peer) {
+            self.shared.shun(peer);
+        }
         tracing::warn!(%peer, "peer is banned");
+    }
+
+    pub(super) fn unban(&mut self, peer: PeerId) {
+        self.bans.remove(&peer);
+        if self.swarm.is_connected(&peer) {
+            self.shared.up(peer);
+        }
     }
 
     /// The addresses of a seed are known: dial them all, the first that answers wins.

@@ -13,7 +13,7 @@ use libp2p::{Multiaddr, PeerId, identify, ping};
 use super::commands::dial_error;
 use super::{Event, Link, Owner, Query, REANNOUNCE_SPREAD, UNANSWERED_PINGS_MAX};
 use crate::address::{socket_of, usable};
-use crate::node::PeerEvent;
+use crate::error::NodeError;
 
 impl Owner {
     pub(super) fn on_swarm_event(&mut self, event: SwarmEvent<Event>) {
@@ -54,27 +54,31 @@ impl Owner {
     fn on_established(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint, count: u32) {
         let remote = socket_of(endpoint.get_remote_address()).map(|socket| socket.ip());
         self.links.insert(id, Link { peer, remote, unanswered: 0 });
+        let waiting = self.connects.remove(&id).map(|(_, reply)| reply);
+        let waiting = waiting.into_iter().chain(self.reaches.remove(&peer).unwrap_or_default());
+        let is_banned = self.bans.contains_key(&peer);
+        for reply in waiting {
+            // A caller that has gone needs no answer.
+            let _ = reply.send(if is_banned { Err(NodeError::Banned { peer }) } else { Ok(peer) });
+        }
+        if is_banned {
+            match endpoint {
+                ConnectedPoint::Dialer { .. } => drop(self.swarm.close_connection(id)),
+                ConnectedPoint::Listener { .. } => self.shared.shun(peer),
+            }
+            return;
+        }
         if let ConnectedPoint::Dialer { address, .. } = endpoint
             && let Some(socket) = socket_of(address)
         {
             self.book.add(peer, crate::address::multiaddr_of(socket));
         }
         self.seeds.connected(id, peer);
-        if let Some((_, reply)) = self.connects.remove(&id) {
-            // A caller that has gone needs no answer.
-            let _ = reply.send(Ok(peer));
-        }
-        for reply in self.reaches.remove(&peer).unwrap_or_default() {
-            let _ = reply.send(Ok(peer));
-        }
         if count > 1 {
             return;
         }
-        let first = self.shared.up(peer);
-        // Nobody may be listening, which is no error.
-        let _ = self.shared.events.send(PeerEvent::Up(peer));
         tracing::debug!(%peer, "peer is up");
-        if first {
+        if self.shared.up(peer) {
             // What was announced while this node was alone reached nobody.
             self.schedule.restart(Instant::now(), REANNOUNCE_SPREAD, rand::random);
         }
@@ -96,7 +100,6 @@ impl Owner {
 
     fn on_lost(&mut self, peer: PeerId) {
         self.shared.down(&peer);
-        let _ = self.shared.events.send(PeerEvent::Down(peer));
         tracing::debug!(%peer, "peer is down");
         self.seeds.lost(&peer, Instant::now(), rand::random());
     }
@@ -134,6 +137,9 @@ impl Owner {
 
     /// A peer says where it is: Kademlia does not learn that by itself.
     fn on_identified(&mut self, connection: ConnectionId, peer: PeerId, claimed: &[Multiaddr]) {
+        if self.bans.contains_key(&peer) {
+            return;
+        }
         let remote = self.links.get(&connection).and_then(|link| link.remote);
         for address in usable(claimed, remote) {
             self.book.add(peer, address.clone());
@@ -151,7 +157,7 @@ impl Owner {
                 let _ = self.swarm.behaviour_mut().kad.store_mut().add_provider(record);
             }
             kad::Event::OutboundQueryProgressed { id, result, step, .. } => self.on_query(id, result, step.last),
-            kad::Event::RoutingUpdated { peer, addresses, .. } => {
+            kad::Event::RoutingUpdated { peer, addresses, .. } if !self.bans.contains_key(&peer) => {
                 for address in addresses.iter() {
                     self.book.add(peer, address.clone());
                 }

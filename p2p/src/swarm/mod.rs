@@ -7,7 +7,7 @@
 mod commands;
 mod events;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -84,6 +84,8 @@ pub(crate) enum Command {
 pub(crate) struct Shared {
     /// The peers that this node is connected to, each with what is cancelled when the last connection to it is gone.
     links: RwLock<BTreeMap<PeerId, CancellationToken>>,
+    /// Banned peers that there is a connection to: they are answered, and nothing else is known of them.
+    shunned: RwLock<BTreeSet<PeerId>>,
     pub(crate) listen: RwLock<Vec<Multiaddr>>,
     /// The addresses that others are told.
     pub(crate) announced: watch::Sender<Vec<Multiaddr>>,
@@ -94,7 +96,7 @@ impl Shared {
     pub(crate) fn new() -> Self {
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let (announced, _) = watch::channel(Vec::new());
-        Self { links: RwLock::default(), listen: RwLock::default(), announced, events }
+        Self { links: RwLock::default(), shunned: RwLock::default(), listen: RwLock::default(), announced, events }
     }
 
     /// Whether there is a connection to `peer`.
@@ -102,9 +104,14 @@ impl Shared {
         self.links.read().contains_key(peer)
     }
 
-    /// All peers that there is a connection to.
+    /// All peers that there is a connection to, without those that are banned.
     pub(crate) fn connected<C: FromIterator<PeerId>>(&self) -> C {
         self.links.read().keys().copied().collect()
+    }
+
+    /// All peers that there is a connection to.
+    pub(crate) fn everybody<C: FromIterator<PeerId>>(&self) -> C {
+        self.links.read().keys().chain(self.shunned.read().iter()).copied().collect()
     }
 
     /// What is cancelled when the last connection to `peer` is gone; `None` when there is none.
@@ -112,18 +119,29 @@ impl Shared {
         self.links.read().get(peer).cloned()
     }
 
-    /// There is a connection to `peer` now. Whether it is the only peer.
+    /// There is a connection to `peer` now, which is not banned. Whether it is the only peer.
     fn up(&self, peer: PeerId) -> bool {
+        self.shunned.write().remove(&peer);
         let mut links = self.links.write();
         links.entry(peer).or_default();
+        // Nobody may be listening, which is no error.
+        let _ = self.events.send(PeerEvent::Up(peer));
         links.len() == 1
     }
 
     /// The last connection to `peer` is gone.
     fn down(&self, peer: &PeerId) {
+        self.shunned.write().remove(peer);
         if let Some(gone) = self.links.write().remove(peer) {
             gone.cancel();
+            let _ = self.events.send(PeerEvent::Down(*peer));
         }
+    }
+
+    /// There is a connection to `peer`, which is banned.
+    fn shun(&self, peer: PeerId) {
+        self.down(&peer);
+        self.shunned.write().insert(peer);
     }
 }
 
@@ -296,8 +314,7 @@ impl Owner {
         }
         let ended: Vec<PeerId> = self.bans.iter().filter(|(_, until)| **until <= now).map(|(peer, _)| *peer).collect();
         for peer in ended {
-            self.bans.remove(&peer);
-            self.swarm.behaviour_mut().blocked.unblock_peer(peer);
+            self.unban(peer);
             tracing::info!(%peer, "ban has ended");
         }
     }

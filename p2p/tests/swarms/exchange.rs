@@ -304,21 +304,44 @@ async fn a_peer_that_restarts_is_found_again_under_its_name() {
 }
 
 #[tokio::test]
-async fn a_banned_peer_is_cut_off_and_comes_back_when_the_ban_ends() {
+async fn a_banned_peer_is_answered_and_not_asked_until_the_ban_ends() {
     let (holder, asker) = (start(|_| {}).await, start(|_| {}).await);
     let layer = Layer::new(13, 4, 4096, Look::Text);
     holder.made.add(&layer, layer.all());
+    asker.made.add(&layer, Runs::one(1..3));
     asker.meet(&holder).await;
     asker.node.have(holder.peer(), &layer.table, deadline()).await.expect("has it");
     asker.node.ban(holder.peer(), Duration::from_secs(3600)).await.expect("bans");
-    wait_for("the end of the connection", async || asker.node.peers().is_empty().then_some(())).await;
+    wait_for("it to be forgotten", async || asker.node.peers().is_empty().then_some(())).await;
     let error = asker.node.have(holder.peer(), &layer.table, deadline()).await.expect_err("is banned");
     assert_eq!((error.class(), error.kind()), (ErrorClass::PeerFault, "unreachable"));
     assert!(asker.node.connect(holder.address()).await.is_err(), "connected to a banned peer");
+    // It may ask, over the connection that stands as over another one.
+    let asked = async || holder.node.have(asker.peer(), &layer.table, deadline()).await.expect("is answered");
+    assert_eq!(asked().await, Runs::one(1..3));
+    holder.node.ban(asker.peer(), Duration::from_secs(3600)).await.expect("bans");
+    wait_for("it to be forgotten", async || holder.node.peers().is_empty().then_some(())).await;
+    holder.node.ban(asker.peer(), Duration::ZERO).await.expect("shortens the ban");
+    wait_for("the end of that ban", async || (!holder.node.peers().is_empty()).then_some(())).await;
+    assert_eq!(asked().await, Runs::one(1..3));
+    assert!(asker.node.peers().is_empty());
 
     asker.node.ban(holder.peer(), Duration::ZERO).await.expect("shortens the ban");
-    wait_for("the end of the ban", async || asker.node.connect(holder.address()).await.ok()).await;
+    wait_for("the end of the ban", async || (!asker.node.peers().is_empty()).then_some(())).await;
     asker.node.have(holder.peer(), &layer.table, deadline()).await.expect("is back");
+}
+
+#[tokio::test]
+async fn a_banned_peer_that_connects_is_answered_and_is_no_peer() {
+    let (holder, asker) = (start(|_| {}).await, start(|_| {}).await);
+    let layer = Layer::new(17, 4, 4096, Look::Text);
+    holder.made.add(&layer, layer.all());
+    holder.node.ban(asker.peer(), Duration::from_secs(3600)).await.expect("bans");
+    asker.meet(&holder).await;
+    assert_eq!(asker.node.have(holder.peer(), &layer.table, deadline()).await.expect("is answered"), layer.all());
+    assert!(holder.node.peers().is_empty());
+    holder.node.ban(asker.peer(), Duration::ZERO).await.expect("shortens the ban");
+    wait_for("the end of the ban", async || (!holder.node.peers().is_empty()).then_some(())).await;
 }
 
 /// Yamux does not wake the readers of a connection that this end closes.

@@ -1,13 +1,19 @@
 //! How nodes come to know who the members are, and when one is gone.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use hermes_p2p::admission::issuer::Issuer;
 use hermes_p2p::members::provider::{MembersDns, MembersFile};
-use hermes_p2p::{Asking, MemberList, Node, NodeConfig, OpenDesk, PeerAddress, PeerId};
+use hermes_p2p::{Asking, MemberList, Multiaddr, Node, NodeConfig, OpenDesk, PeerAddress, PeerId};
+use libp2p::multiaddr::Protocol;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 use crate::admission::issuer;
 use crate::common::{Made, TestNode, start, wait_for};
@@ -135,6 +141,54 @@ async fn a_dead_node_is_suspected_by_all_and_leaves() {
         living.iter().all(knows).then_some(())
     })
     .await;
+}
+
+/// Passes on what two nodes say to each other, unless it is `parted`: then their connection stays, and nothing comes.
+async fn passage(to: Multiaddr, parted: watch::Receiver<bool>) -> Multiaddr {
+    let port = to.iter().find_map(|part| if let Protocol::Tcp(port) = part { Some(port) } else { None });
+    let to = (Ipv4Addr::LOCALHOST, port.expect("a TCP address"));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let pass = |mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut parted: watch::Receiver<bool>| async move {
+        let mut bytes = vec![0; 65_536];
+        while let Ok(count @ 1..) = from.read(&mut bytes).await {
+            let _ = parted.wait_for(|parted| !parted).await;
+            if to.write_all(&bytes[..count]).await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::spawn(async move {
+        while let Ok((one, _)) = listener.accept().await {
+            let Ok(two) = TcpStream::connect(to).await else { continue };
+            let ((from_one, to_one), (from_two, to_two)) = (one.into_split(), two.into_split());
+            tokio::spawn(pass(from_one, to_two, parted.clone()));
+            tokio::spawn(pass(from_two, to_one, parted.clone()));
+        }
+    });
+    format!("/ip4/127.0.0.1/tcp/{port}").parse().expect("a multiaddr")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_of_which_nothing_comes_does_not_clear_a_suspect() {
+    let far = start(|_| ()).await;
+    let (part, parted) = watch::channel(false);
+    let address = passage(far.address(), parted).await;
+    let near = start(|config| config.peers = vec![PeerAddress::Fixed(address)]).await;
+    let nodes = [near, far];
+    all_agree(&nodes).await;
+    let [near, far] = &nodes;
+    let is_suspected = || list(near).get(&far.peer()).is_some_and(|member| member.suspected);
+    // Whoever answers is not suspected.
+    near.node.suspect(&far.peer());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(!is_suspected());
+    part.send(true).expect("it listens");
+    near.node.suspect(&far.peer());
+    wait_for("the suspicion to count", async || is_suspected().then_some(())).await;
+    part.send(false).expect("it listens");
+    wait_for("it to answer", async || (!is_suspected()).then_some(())).await;
+    all_agree(&nodes).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

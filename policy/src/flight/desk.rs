@@ -188,7 +188,7 @@ impl Flight {
         turn: &mut Turn<'_>,
     ) {
         let Asked { claim, peer, layer, ref extent, .. } = *asked;
-        if self.rank(layer, extent, duty).is_none() {
+        if !self.acts_as_owner(layer, extent, duty, turn.now) {
             return rule(claim, Ruling::NotMine { epoch: self.members.epoch() }, turn);
         }
         // As the owner of a zone it asks the owner among all, for which it needs no login.

@@ -151,8 +151,10 @@ enum Stage {
     Step(Step),
     /// It is this node's turn.
     Mine,
-    /// None of them can be reached.
-    Out,
+    /// None of them can be asked; they, and those who stand in for them, are silent or `lost`.
+    Out {
+        lost: bool,
+    },
 }
 
 impl Flight {
@@ -294,12 +296,14 @@ impl Flight {
             _ if acts_for_zone || !self.members.has_zones() => &[Duty::Cluster],
             _ => &[Duty::Zone, Duty::Cluster],
         };
+        let mut nobody_reads = false;
         for duty in duties {
             match self.stage(need, extent, *duty, since, now) {
                 Stage::Step(step) => return step,
                 Stage::Mine if *duty == Duty::Cluster => return Step::Origin,
                 // This node acts for its zone, or the zone has no owner that can be reached.
-                Stage::Mine | Stage::Out => {}
+                Stage::Mine => {}
+                Stage::Out { lost } => nobody_reads = lost && *duty == Duty::Cluster,
             }
         }
         if !self.can_read(need.layer) {
@@ -311,12 +315,11 @@ impl Flight {
             return if now >= gone { Step::Origin } else { Step::Wait((now + self.limits.owner_rest / 2).min(gone)) };
         }
         if need.acts_for == Some(Duty::Cluster) {
-            let rank = self.rank(need.layer, extent, Duty::Cluster).unwrap_or(self.limits.owner_ranks);
-            let turn = self.turn_of(since, rank);
+            let turn = self.turn_of(since, self.ahead_of_me(need.layer, extent, Duty::Cluster, now));
             return if now >= turn { Step::Origin } else { Step::Wait(turn) };
         }
         let turn = self.turn_of(since, self.limits.owner_ranks);
-        if now < turn {
+        if now < turn && !nobody_reads {
             return Step::Wait(turn);
         }
         if self.unowned.may_ask(now, &self.limits) {
@@ -360,34 +363,50 @@ impl Flight {
         }
         // Owners that may be gone as well are asked when nobody else can be.
         let doubted = |owner: PeerNo| {
-            need.class == Class::Demand
-                && Some(owner) != self.members.me()
-                && self.peers.is_doubtful(owner, now, limits)
+            need.class == Class::Demand && Some(owner) != self.members.me() && self.peers.is_doubtful(owner, now)
         };
-        let (last, first): (Vec<_>, Vec<_>) =
-            owners.iter().copied().enumerate().partition(|(_, owner)| doubted(*owner));
-        for (rank, owner) in first.into_iter().chain(last) {
-            if Some(owner) == self.members.me() {
-                if duty == Duty::Cluster && !self.can_read(need.layer) {
-                    continue;
-                }
-                let turn = self.turn_of(since, rank);
-                return if now >= turn { Stage::Mine } else { Stage::Step(Step::Wait(turn)) };
-            }
-            if quest.is_some_and(|quest| quest.has_failed(owner, now)) {
-                continue;
-            }
-            let step = match self.peers.readiness(owner, need.class, now, limits) {
-                Readiness::Ready if room => Step::Ask(owner, duty),
-                Readiness::Ready | Readiness::Full => Step::Later(Some(owner)),
+        let (last, first): (Vec<_>, Vec<_>) = owners.iter().partition(|owner| doubted(**owner));
+        let asked = |owner: PeerNo| {
+            let has_failed = || quest.is_some_and(|quest| quest.has_failed(owner, now));
+            match self.peers.readiness(owner, need.class, now, limits) {
+                _ if has_failed() => None,
+                Readiness::Ready if room => Some(Step::Ask(owner, duty)),
+                Readiness::Ready | Readiness::Full => Some(Step::Later(Some(owner))),
                 Readiness::Busy(until) if need.class == Class::Prefetch || until <= since + limits.busy_patience => {
-                    Step::WaitFor(owner, until)
+                    Some(Step::WaitFor(owner, until))
                 }
-                Readiness::Busy(_) | Readiness::Resting(_) | Readiness::Gone => continue,
-            };
-            return Stage::Step(step);
+                Readiness::Busy(_) | Readiness::Resting(_) | Readiness::Gone => None,
+            }
+        };
+        let mine = || {
+            let turn = self.turn_of(since, self.ahead_of_me(need.layer, extent, duty, now));
+            if now >= turn { Stage::Mine } else { Stage::Step(Step::Wait(turn)) }
+        };
+        let can_act = duty == Duty::Zone || self.can_read(need.layer);
+        let mut lost = !owners.is_empty();
+        for owner in first.into_iter().chain(last) {
+            if Some(owner) == self.members.me() {
+                if can_act {
+                    return mine();
+                }
+            } else if let Some(step) = asked(owner) {
+                return Stage::Step(step);
+            } else {
+                lost &= self.peers.is_lost(owner, now) || self.peers.is_doubtful(owner, now);
+            }
         }
-        Stage::Out
+        if lost && duty == Duty::Cluster {
+            for standby in self.live_standbys(need.layer, extent.start, now) {
+                if Some(standby) == self.members.me() {
+                    if can_act {
+                        return mine();
+                    }
+                } else if let Some(step) = asked(standby) {
+                    return Stage::Step(step);
+                }
+            }
+        }
+        Stage::Out { lost }
     }
 
     fn ask_owner(

@@ -12,6 +12,11 @@ use crate::geometry::LayerGeometry;
 use crate::members::Duty;
 use crate::time::{Duration, Instant};
 
+/// Members behind the owners of an extent in order of rank, of whom the first that can be reached stands in for them when none
+/// of them can. When a network parts in halves, those of one in 100,000 extents are all beyond; where nine in ten nodes are beyond,
+/// of one in five.
+const STANDBYS: usize = 13;
+
 /// What this node owns of each layer that was asked about, under the present member list.
 #[derive(Debug, Clone, Default)]
 pub(super) struct KnownOwners {
@@ -52,6 +57,42 @@ impl Flight {
         self.owners(layer, extent.start, duty).iter().position(|owner| *owner == me)
     }
 
+    /// Those who stand in for the owners among all members when none of these can be reached, in order of rank.
+    fn standbys(&self, layer: DiffId, start: u32) -> impl Iterator<Item = PeerNo> + use<> {
+        let ranks = self.limits.owner_ranks;
+        let ranked = self.members.owners(&layer, start, Duty::Cluster, ranks + STANDBYS);
+        (ranks..ranked.len()).filter_map(move |rank| ranked.get(rank).copied())
+    }
+
+    /// Those of the stand-ins of whom something is heard, this node among them if it is one.
+    pub(super) fn live_standbys(&self, layer: DiffId, start: u32, now: Instant) -> impl Iterator<Item = PeerNo> {
+        let me = self.members.me();
+        self.standbys(layer, start).filter(move |peer| Some(*peer) == me || !self.is_away(*peer, now))
+    }
+
+    /// Whether nothing is heard of a peer while others are found silent.
+    fn is_away(&self, peer: PeerNo, now: Instant) -> bool {
+        self.peers.is_lost(peer, now) || self.peers.is_doubtful(peer, now)
+    }
+
+    /// Whether others may rely on this node as an owner: it is one, or stands in for those of whom it hears nothing either.
+    pub(super) fn acts_as_owner(&self, layer: DiffId, extent: &ChunkRange, duty: Duty, now: Instant) -> bool {
+        let me = self.members.me();
+        let stands_in = || {
+            self.owners(layer, extent.start, duty).iter().all(|owner| self.is_away(*owner, now))
+                && self.standbys(layer, extent.start).any(|peer| Some(peer) == me)
+        };
+        self.rank(layer, extent, duty).is_some() || (duty == Duty::Cluster && stands_in())
+    }
+
+    /// How many come before this node when it is to act: each has a rank wait. Whoever stands in for the owners comes first, as
+    /// these were asked in vain.
+    pub(super) fn ahead_of_me(&self, layer: DiffId, extent: &ChunkRange, duty: Duty, now: Instant) -> usize {
+        let me = self.members.me();
+        let place = || self.live_standbys(layer, extent.start, now).position(|peer| Some(peer) == me);
+        self.rank(layer, extent, duty).or_else(place).unwrap_or(self.limits.owner_ranks)
+    }
+
     /// The chunks of `wanted` in extents that this node owns first for the cluster. Each extent is looked at once for a list
     /// of members, however often it is asked about.
     pub(super) fn owned(&mut self, layer: DiffId, geometry: &LayerGeometry, wanted: &Runs) -> Runs {
@@ -83,7 +124,7 @@ impl Flight {
         self.first_word_wait().max(pause)
     }
 
-    /// When it is the turn of `rank` for what was first wanted at `since`.
+    /// When it is the turn of whoever has `rank` others before it for what was first wanted at `since`.
     pub(super) fn turn_of(&self, since: Instant, rank: usize) -> Instant {
         since + self.rank_wait() * u32::try_from(rank).unwrap_or(u32::MAX)
     }

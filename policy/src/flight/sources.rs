@@ -108,9 +108,9 @@ impl Flight {
             if denied.is_some() || holder.is_empty() {
                 continue;
             }
-            if class == Class::Demand && self.peers.is_doubtful(*peer, now, limits) {
+            if class == Class::Demand && self.peers.is_doubtful(*peer, now) {
                 survey.resting.push(*peer);
-                survey.looks_again_at(self.peers.doubts_end(limits));
+                survey.looks_again_at(self.peers.doubts_end());
                 continue;
             }
             match self.peers.readiness(*peer, class, now, limits) {

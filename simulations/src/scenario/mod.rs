@@ -88,7 +88,8 @@ pub struct ClusterConfig {
     pub partners: u32,
     /// Time until the members know of a change that one of them noticed.
     pub gossip: Time,
-    /// Time until a member notices by itself that another is gone.
+    /// Time until a member whose host is gone or cut off is noticed by those that are connected to it and ask it nothing: two pings without
+    /// an answer (`PING_EVERY`, `PING_TIMEOUT` in `p2p/behaviour.rs`).
     pub failure_detection: Time,
     /// Time until the DHT answers.
     pub lookup: Time,
@@ -111,7 +112,7 @@ impl Default for ClusterConfig {
             peer_wire: Share(10_000),
             partners: 8,
             gossip: Time(300_000_000),
-            failure_detection: Time(1_000_000_000),
+            failure_detection: Time(40_000_000_000),
             lookup: Time(6_000_000),
         }
     }

@@ -7,10 +7,13 @@
 use hermes_policy::event::AskId;
 
 use super::{Happening, World};
-use crate::queue::{MILLISECOND, Nanos};
+use crate::queue::{MILLISECOND, Nanos, SECOND};
 use crate::report::Mark;
 use crate::scenario::{FaultConfig, FaultKind};
 use crate::units::Rate;
+
+/// When other systems find out that a host is gone with which they have a connection: an assumption, and kind to them.
+const RIVALS_KEEP_ALIVE: Nanos = 10 * SECOND;
 
 impl World {
     pub(super) fn plan_faults(&mut self, from: Nanos) {
@@ -71,7 +74,7 @@ impl World {
                 hit.iter().for_each(|node| self.kill(*node, false, fault.lasts.is_some()))
             }
             FaultKind::Pause => {
-                let until = until.min(now + 3600 * crate::queue::SECOND);
+                let until = until.min(now + 3600 * SECOND);
                 for node in &hit {
                     let paused = &mut self.nodes[*node as usize].paused_until;
                     *paused = (*paused).max(until);
@@ -151,8 +154,8 @@ impl World {
         let connected: Vec<u32> = self.nodes[no as usize].connected.iter().copied().collect();
         let dialing: Vec<u32> = self.nodes[no as usize].dialing.keys().copied().collect();
         for peer in connected {
-            // Whoever hears nothing finds out when a question is not answered: keep-alive gives up after the detection's time.
-            let wait = if resets { self.latency(no, peer) } else { self.scenario.cluster.failure_detection.0 * 10 };
+            // Whoever hears nothing finds out when pings are not answered.
+            let wait = if resets { self.latency(no, peer) } else { self.scenario.cluster.failure_detection.0 };
             let life = self.nodes[peer as usize].life;
             self.queue.after(wait, Happening::Lost { node: peer, life, peer: no });
         }
@@ -162,7 +165,7 @@ impl World {
         if !self.strategy().is_policy() {
             self.rival_dies(no, |world, other| match resets {
                 true => world.latency(no, other),
-                false => world.scenario.cluster.failure_detection.0 * 10,
+                false => RIVALS_KEEP_ALIVE,
             });
         }
         self.net.close_all(|purpose| purpose.from == Some(no));
@@ -185,6 +188,7 @@ impl World {
                 self.queue.after(MILLISECOND, Happening::Arrives { node: next });
             }
         }
-        self.change_members(self.scenario.cluster.failure_detection.0);
+        // Whose connection was closed is dialled at once, and nobody is there.
+        self.change_members(if resets { 0 } else { self.scenario.cluster.failure_detection.0 });
     }
 }

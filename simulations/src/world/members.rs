@@ -26,6 +26,8 @@ const PROVIDERS_MAX: usize = 64;
 const HOLDERS_ENOUGH: usize = 8;
 /// Partners whose news of a layer a node listens to (`PARTNERS_MAX` in `snapshotter/fetch/layer.rs`).
 const WATCHED_MAX: usize = 32;
+/// How long a member that is suspected and connected may take to answer (`ANSWER_WAIT` in `p2p/members/task.rs`).
+const ANSWER_WAIT: Nanos = 2 * SECOND;
 /// How long a holder may take to say what it has (`HAVE_TIMEOUT` in `snapshotter/fetch/asks.rs`).
 const HAVE_TIMEOUT: Nanos = 2 * SECOND;
 
@@ -41,8 +43,8 @@ pub(super) struct Membership {
     epoch: u64,
     /// The list as all have it who are in it and believed to live, until it changes.
     shared: Option<Members>,
-    /// A change is on its way to be noticed.
-    planned: bool,
+    /// When the next change is noticed.
+    planned: Option<Nanos>,
     /// Newest providers of each layer, the newest last.
     providers: Vec<Vec<u32>>,
 }
@@ -58,7 +60,7 @@ impl Membership {
             slow: BTreeMap::new(),
             epoch: 1,
             shared: None,
-            planned: false,
+            planned: None,
             providers: vec![Vec::new(); layers],
         }
     }
@@ -115,17 +117,22 @@ impl World {
         }
     }
 
-    /// Something has changed that members notice after `wait`; changes of that time are told together.
+    /// Something has changed that members notice after `wait`, or before that together with something else.
     pub(super) fn change_members(&mut self, wait: Nanos) {
-        if !std::mem::replace(&mut self.membership.planned, true) {
-            self.queue.after(wait, Happening::Notice);
+        let at = self.queue.now() + wait;
+        if self.membership.planned.is_none_or(|planned| at < planned) {
+            self.membership.planned = Some(at);
+            self.queue.at(at, Happening::Notice);
         }
     }
 
     /// The members notice who is gone and who is back, and tell each other.
     pub(super) fn notice(&mut self) {
         let now = self.queue.now();
-        self.membership.planned = false;
+        if self.membership.planned != Some(now) {
+            return;
+        }
+        self.membership.planned = None;
         self.membership.epoch += 1;
         let silent = |node: &crate::node::Node| node.joined && (!node.up || node.paused_until > now);
         let gone = self.nodes.iter().enumerate().filter(|(_, node)| silent(node)).map(|(no, _)| no as u32).collect();
@@ -140,13 +147,14 @@ impl World {
         }
     }
 
-    /// A node says that a member does not answer. Whoever does answer refutes it.
+    /// A node says that a member does not answer. Whoever does answer refutes it; who is connected has time to do so.
     pub(super) fn suspected(&mut self, by: u32, peer: u32) {
         let now = self.queue.now();
         let node = &self.nodes[peer as usize];
         let answers = node.up && node.paused_until <= now && self.reaches(by, peer) && self.reaches(peer, by);
         if !answers && !self.membership.gone.contains(&peer) {
-            self.change_members(0);
+            let is_connected = self.nodes[by as usize].connected.contains(&peer);
+            self.change_members(if is_connected { ANSWER_WAIT } else { 0 });
         }
     }
 
@@ -180,8 +188,9 @@ impl World {
 
     /// Listens to what a peer has of a layer and gets, when that is worth it.
     pub(super) fn watch(&mut self, no: u32, layer: u16, peer: u32) {
+        let shuns = self.shuns(no, peer);
         let here = &mut self.nodes[no as usize].layers[usize::from(layer)];
-        if here.open && here.watched.len() < WATCHED_MAX && here.watched.insert(peer) {
+        if here.open && !shuns && here.watched.len() < WATCHED_MAX && here.watched.insert(peer) {
             self.say(no, peer, Word::Watch { layer });
         }
     }
@@ -207,7 +216,7 @@ impl World {
             let near: Vec<u32> = self.nodes[no as usize].connected.iter().copied().collect();
             holders.extend(near.into_iter().filter(|peer| !holders.contains(peer)).collect::<Vec<_>>());
             holders.truncate(HOLDERS_ENOUGH);
-            holders.retain(|other| self.reaches(no, *other) && self.reaches(*other, no));
+            holders.retain(|other| self.reaches(no, *other) && self.reaches(*other, no) && !self.shuns(no, *other));
         }
         let here = &mut self.nodes[no as usize].layers[usize::from(layer)];
         here.looking = holders.iter().copied().collect();

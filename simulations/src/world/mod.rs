@@ -367,6 +367,8 @@ impl World {
         let mut actions = self.spare.pop().unwrap_or_default();
         let clock = node.clock(now);
         node.flight.handle(clock, event, &mut node.rng, &mut actions);
+        // A ban ends a connection, of which the policy hears at once: first comes all else that it has asked for.
+        actions.sort_by_key(|action| matches!(action, Action::Ban { .. }));
         for action in actions.drain(..) {
             self.trace.action(&action);
             self.carry_out(no, action);

@@ -86,7 +86,7 @@ impl World {
                 Some(at) => *at,
                 None => {
                     let both = self.reaches(from, to) && self.reaches(to, from);
-                    if !both || self.is_refused(from, to) {
+                    if !both || self.shuns(from, to) {
                         let Word::Get { ask, .. } = word else { return };
                         return self.unreachable(from, ask);
                     }
@@ -99,11 +99,14 @@ impl World {
         self.queue.at(stands + latency, Happening::Letter(Box::new(letter)));
     }
 
-    /// Whether one of two nodes has banned the other and heeds it.
-    fn is_refused(&self, one: u32, two: u32) -> bool {
-        let now = self.queue.now();
-        let refuses = |no: u32, other| self.nodes[no as usize].banned.get(&other).is_some_and(|until| *until > now);
-        self.sabotage != Some(Sabotage::IgnoredBan) && (refuses(one, two) || refuses(two, one))
+    /// Whether a node has banned a peer and heeds it: then it asks it nothing and believes nothing that it says, and answers what
+    /// it asks.
+    pub(super) fn shuns(&self, no: u32, peer: u32) -> bool {
+        self.sabotage != Some(Sabotage::IgnoredBan) && self.has_banned(no, peer)
+    }
+
+    fn has_banned(&self, no: u32, peer: u32) -> bool {
+        self.nodes[no as usize].banned.get(&peer).is_some_and(|until| *until > self.queue.now())
     }
 
     /// Begins to make a connection. Gives the time at which it stands.
@@ -123,22 +126,20 @@ impl World {
         self.queue.after(DIAL_TIMEOUT, Happening::Ends { node: from, life, ask, outcome });
     }
 
-    /// A dial is over. Who was banned meanwhile is refused now, as the daemon refuses each connection when it stands.
+    /// A dial is over. Of a peer that was banned meanwhile the policy does not hear.
     pub(super) fn connected(&mut self, (one, two): (u32, u32), lives: (u32, u32)) {
         let stands = lives == (self.nodes[one as usize].life, self.nodes[two as usize].life)
             && self.reaches(one, two)
             && self.reaches(two, one);
-        let refused = stands && self.is_refused(one, two);
         for (no, other) in [(one, two), (two, one)] {
             self.nodes[no as usize].dialing.remove(&other);
-            if refused {
-                let of_peer = self.asks_of(no, other);
-                of_peer.into_iter().for_each(|ask| self.unreachable(no, ask));
-            } else if stands {
+            if stands {
                 // One side may not have heard yet that the connection before this one is gone.
                 self.connection_lost(no, other);
                 self.nodes[no as usize].connected.insert(other);
-                self.peer_up(no, other);
+                if !self.shuns(no, other) {
+                    self.peer_up(no, other);
+                }
             }
         }
     }
@@ -148,17 +149,6 @@ impl World {
         self.tell(no, Event::PeerUp { peer: PeerNo(peer) });
         for layer in 0..self.shape.layers.len() as u16 {
             self.watch(no, layer, peer);
-        }
-    }
-
-    /// Closes a connection; both sides that still reach each other hear it.
-    pub(super) fn close_connection(&mut self, one: u32, two: u32) {
-        for (no, other) in [(one, two), (two, one)] {
-            if self.nodes[no as usize].connected.contains(&other) {
-                let life = self.nodes[no as usize].life;
-                let latency = self.latency(no, other);
-                self.queue.after(latency, Happening::Lost { node: no, life, peer: other });
-            }
         }
     }
 
@@ -184,14 +174,9 @@ impl World {
         }
         for layer in &mut self.nodes[no as usize].layers {
             layer.watchers.remove(&peer);
-            layer.watched.remove(&peer);
         }
-        let of_peer = self.asks_of(no, peer);
-        self.tell(no, Event::PeerDown { peer: PeerNo(peer) });
-        for ask in of_peer {
-            // Policy has ended them; the driver's tasks end by themselves, unless they were cancelled.
-            let outcome = Outcome::Failed { class: ErrorClass::Transient, retry_after: None };
-            self.ask_ends(no, ask, outcome);
+        if !self.shuns(no, peer) {
+            self.forget_peer(no, peer);
         }
         let answers: Vec<AskId> = self.nodes[no as usize]
             .answers
@@ -201,6 +186,20 @@ impl World {
         for ask in answers {
             self.end_answer(no, peer, ask);
         }
+    }
+
+    /// Nothing comes from a peer any more: what it was asked for is over.
+    fn forget_peer(&mut self, no: u32, peer: u32) {
+        for layer in &mut self.nodes[no as usize].layers {
+            layer.watched.remove(&peer);
+        }
+        let of_peer = self.asks_of(no, peer);
+        self.tell(no, Event::PeerDown { peer: PeerNo(peer) });
+        for ask in of_peer {
+            // Policy has ended them; the driver's tasks end by themselves, unless they were cancelled.
+            let outcome = Outcome::Failed { class: ErrorClass::Transient, retry_after: None };
+            self.ask_ends(no, ask, outcome);
+        }
         for layer in 0..self.shape.layers.len() as u16 {
             self.holder_answered(no, layer, peer);
         }
@@ -208,7 +207,6 @@ impl World {
 
     pub(super) fn letter(&mut self, letter: Letter) {
         let Letter { from, from_life, to, word, .. } = letter;
-        let now = self.queue.now();
         let sender = &self.nodes[from as usize];
         if sender.life != from_life && !matches!(word, Word::Withdraw { .. }) || !self.reaches(from, to) {
             return;
@@ -216,8 +214,12 @@ impl World {
         if !self.nodes[to as usize].connected.contains(&from) {
             return;
         }
-        if self.nodes[to as usize].banned.get(&from).is_some_and(|until| *until > now) {
-            // The driver refuses it: it has closed the connection.
+        let is_question =
+            matches!(word, Word::Get { .. } | Word::Withdraw { .. } | Word::Have { .. } | Word::Watch { .. });
+        if !is_question && self.shuns(to, from) {
+            return;
+        }
+        if !is_question && self.has_banned(to, from) {
             return self.violated("ban", format!("node {to} listens to node {from}, which it has banned"));
         }
         if let Some(what) = self.checkers.check_word(&word) {
@@ -279,12 +281,11 @@ impl World {
         }
     }
 
-    /// A ban closes the connection and refuses the peer from now on.
+    /// A ban ends all that comes from the peer, and not what it gets.
     pub(super) fn ban(&mut self, no: u32, peer: u32, until: Nanos) {
         self.nodes[no as usize].banned.insert(peer, until);
-        if self.sabotage != Some(Sabotage::IgnoredBan) {
-            self.close_connection(no, peer);
-            self.connection_lost(no, peer);
+        if self.shuns(no, peer) {
+            self.forget_peer(no, peer);
         }
     }
 }

@@ -79,7 +79,7 @@ pub const METRICS: &[Metric] = &[
     metric("hermes_store_damaged_chunks_total", Counter, "chunks", None, "Chunks whose bytes were gone when they were read, and that were fetched again"),
     metric("hermes_controller_connected", Gauge, "1", None, "1 while this node is connected with a controller, else 0"),
     metric("hermes_peers_connected", Gauge, "peers", None, "Peers that are connected"),
-    metric("hermes_peers_banned", Gauge, "peers", None, "Peers that are refused for now because they sent wrong bytes"),
+    metric("hermes_peers_banned", Gauge, "peers", None, "Peers of which nothing is taken for now because they sent wrong bytes"),
     metric("hermes_peers_refused_total", Counter, "connections", Some(("reason", REFUSALS)), "Connections with peers that this node did not let in, or cut off, by reason"),
     metric("hermes_claims_waiting", Gauge, "requests", None, "Questions of other nodes that wait for chunks which are on their way to this one"),
     metric("hermes_rulings_total", Counter, "answers", Some(("kind", &RulingGiven::NAMES)), "Answers to questions of other nodes about chunks that were not here, or for extents that this node owns, by kind"),

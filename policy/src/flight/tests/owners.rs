@@ -92,6 +92,45 @@ fn when_an_owner_is_silent_those_of_whom_nothing_was_heard_are_asked_last() {
     assert_eq!(words(&actions), [format!("peer {} 0..2", owners[2].0)], "the second was not heard of either");
 }
 
+/// A node that stands in for the owners of the first extent if the two before it do not, when it has found these silent; and all six
+/// members in order of rank.
+fn node_whose_owners_are_silent() -> (Node, Arc<[PeerNo]>, Vec<Action>) {
+    let ranked = |node: &Node| node.flight.members.owners(&LAYER, EXTENT.start, Duty::Cluster, 6);
+    let (mut node, _) =
+        (0..60).map(member_of).find(|(node, _)| ranked(node)[5] == ME).expect("it is last in some list");
+    let ranked = ranked(&node);
+    node.wait(ms(1000));
+    let mut actions = node.demand(0..2);
+    for owner in &ranked[..3] {
+        assert_eq!(words(&actions), [format!("peer {} 0..2", owner.0)]);
+        // News of one of those that come next.
+        node.tell(Event::PeerHas { peer: ranked[4], layer: LAYER, chunks: Runs::one(300..301) });
+        actions = node.wait(ms(251));
+    }
+    (node, ranked, actions)
+}
+
+#[test]
+fn when_all_owners_are_silent_the_next_that_is_heard_of_stands_in() {
+    let (mut node, ranked, actions) = node_whose_owners_are_silent();
+    assert_eq!(words(&actions), [format!("peer {} 0..2", ranked[4].0)], "of the one before it nothing was heard");
+    let actions = node.ended(the_ask(&actions), Outcome::NotMine { epoch: 8 });
+    assert_eq!(words(&actions), ["spans 0..1"], "then this node does, before its rank's turn");
+}
+
+#[test]
+fn whoever_stands_in_acts_as_owner_while_the_owners_are_silent() {
+    let (mut node, ranked, _) = node_whose_owners_are_silent();
+    assert_eq!(claim(&mut node, 1, ranked[4], 8..10, false), []);
+    assert_eq!(node.flight.status().asks_origin, 1, "it reads");
+    assert_eq!(rulings(&node.arrived(8..10), ClaimId(1)), [Ruling::Give(Runs::one(8..10))]);
+    node.tell(Event::PeerHas { peer: ranked[1], layer: LAYER, chunks: Runs::one(300..301) });
+    let not_mine = |rulings: Vec<Ruling>| matches!(rulings[..], [Ruling::NotMine { .. }]);
+    assert!(not_mine(claim(&mut node, 2, ranked[4], 10..12, false)), "an owner is heard of");
+    let (mut node, ranked) = member_with_rank(None);
+    assert!(not_mine(claim(&mut node, 1, ranked[0], 8..10, false)), "nobody was silent");
+}
+
 #[test]
 fn each_rank_waits_its_turn_when_those_before_it_fail() {
     let (mut node, owners) = member_with_rank(Some(1));

@@ -106,7 +106,7 @@ impl Driver {
                 if let (Some(peer), Some(node)) = (self.peers.id(peer), self.config.peers.clone()) {
                     let duration = self.clock_time(until).saturating_duration_since(Instant::now());
                     RECORDED.banned();
-                    tracing::warn!(%peer, ?duration, "a peer sent wrong bytes; it is refused for a while");
+                    tracing::warn!(%peer, ?duration, "a peer sent wrong bytes; nothing is taken from it for a while");
                     self.spawn_detached(|_| async move { drop(node.ban(peer, duration).await) });
                 }
             }

@@ -189,7 +189,7 @@ fn measure(args: &StartArgs, mut rig: Rig, mut subjects: Vec<Subject>) -> anyhow
     if wants(&[Session::Soci]) {
         rig.prepare_soci(args.made_by("soci", &[])?, &subjects)?;
     }
-    if wants(&[Session::Peer, Session::Complete, Session::Next]) {
+    if wants(&[Session::ColdPeer, Session::Peer, Session::Complete, Session::Next]) {
         eprintln!("the peer fetches all images");
         rig.start_neighbour(&subjects)?;
     }

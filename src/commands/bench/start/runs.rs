@@ -41,6 +41,7 @@ impl Rig {
             Session::Containerd => self.eager(subject),
             Session::Soci => self.soci_start(subject),
             Session::Cold => self.lazy(subject, Way::Cold),
+            Session::ColdPeer => self.lazy(subject, Way::ColdPeer),
             Session::Profile => self.lazy(subject, Way::Profile),
             Session::Peer => self.lazy(subject, Way::Peer),
             Session::Complete => self.complete(subject),
@@ -91,12 +92,13 @@ impl Rig {
 
     /// A node that has nothing of the image.
     fn lazy(&self, subject: &Subject, way: Way) -> anyhow::Result<Vec<Sample>> {
-        let index = if way == Way::Cold { &self.plain } else { &self.profiled };
-        let node = self.node(index, &["--complete", "idle"], way == Way::Peer)?;
+        let index = if matches!(way, Way::Cold | Way::ColdPeer) { &self.plain } else { &self.profiled };
+        let has_peer = matches!(way, Way::ColdPeer | Way::Peer);
+        let node = self.node(index, &["--complete", "idle"], has_peer)?;
         let containerd = self.containerd(&node.host)?;
-        self.drop_caches(subject, way == Way::Peer)?;
+        self.drop_caches(subject, has_peer)?;
         let (sample, sources) = node.start(&containerd, subject, OLD, way)?;
-        if way == Way::Peer {
+        if has_peer {
             ensure!(sources.peer_bytes > 0, "nothing came from the peer: {sources:?}\n{}", node.daemon.log());
         }
         Ok(vec![sample])

@@ -150,15 +150,17 @@ fn of_image(samples: &Samples, image: &str, link_mbit: u64, all: &mut Vec<Verdic
         (Way::Peer, NODE_MBIT, 1.2),
         (Way::Profile, link_mbit, 1.5),
         (Way::Cold, link_mbit, 2.0),
+        (Way::ColdPeer, NODE_MBIT, 1.6),
         (Way::Next, NODE_MBIT, 1.3),
     ];
     for (way, mbit, factor) in bounds {
-        if way == Way::Profile && link_mbit != NODE_MBIT {
+        // Without a profile, what is asked of a peer is asked of the JVM's image.
+        if way == Way::Profile && link_mbit != NODE_MBIT || way == Way::ColdPeer && image != COMPARED {
             continue;
         }
         if let (Some(answer_s), Some(bound_s)) = (answer(way), samples.bound_s(image, mbit)) {
             // The grace is no part of the factor: what is compared is the rest.
-            let grace_s = if way == Way::Next { 0.0 } else { GRACE_S };
+            let grace_s = if matches!(way, Way::Next | Way::ColdPeer) { 0.0 } else { GRACE_S };
             add(way, "x bound", (answer_s - grace_s) / bound_s, true, factor);
         }
     }

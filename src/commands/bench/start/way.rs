@@ -13,6 +13,8 @@ pub(super) enum Session {
     Soci,
     /// The first start ever: nothing is known of the program but the image itself.
     Cold,
+    /// The first start ever, from one node that has the whole image.
+    ColdPeer,
     /// By a profile, from the registry.
     Profile,
     /// By a profile, from one node that has the whole image.
@@ -46,6 +48,8 @@ pub(super) enum Way {
     UnpackedHot,
     /// Hermes, the first start ever.
     Cold,
+    /// Hermes, the first start ever, from a peer.
+    ColdPeer,
     /// Hermes by a profile from the registry.
     Profile,
     /// Hermes by a profile from a peer.
@@ -64,10 +68,11 @@ pub(super) enum Way {
 
 impl Way {
     /// All of them, in the order of the table.
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::Containerd,
         Self::Soci,
         Self::Cold,
+        Self::ColdPeer,
         Self::Profile,
         Self::Peer,
         Self::Next,
@@ -87,6 +92,7 @@ impl Way {
             Self::Unpacked => "overlayfs, already unpacked, caches dropped",
             Self::UnpackedHot => "overlayfs, already unpacked, caches hot",
             Self::Cold => "Hermes, first start ever",
+            Self::ColdPeer => "Hermes, first start ever, from one warm peer",
             Self::Profile => "Hermes, profile, from the registry",
             Self::Peer => "Hermes, profile, from one warm peer",
             Self::Next => "Hermes, next version, peer with the old one",
