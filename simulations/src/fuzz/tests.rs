@@ -10,10 +10,18 @@ const SEEDS: u64 = 200;
 
 #[test]
 fn changes_are_read_as_they_are_written() {
-    let all = [Change::Nodes(3), Change::Chunks(9), Change::Faults(5), Change::OneZone, Change::AtOnce];
+    let all = [
+        Change::Nodes(3),
+        Change::Chunks(9),
+        Change::Faults(5),
+        Change::OneZone,
+        Change::AtOnce,
+        Change::Registry(160),
+    ];
     for change in all {
         assert_eq!(change.to_string().parse(), Ok(change));
     }
+    assert_eq!(drawn(1413, &[Change::Registry(160)]).expect.registry, Share(16_000));
     assert!("nodes=0".parse::<Change>().is_err() && "zones=2".parse::<Change>().is_err());
     let violation = Violation { kind: "timer", at: 0, what: "late".to_owned() };
     let failure = Failure { seed: 7, changes: vec![Change::Nodes(3), Change::Faults(0)], violation };

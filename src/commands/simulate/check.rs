@@ -21,7 +21,8 @@ pub(crate) struct CheckArgs {
     /// vain: how a failure is replayed.
     #[arg(long, conflicts_with_all = ["seeds", "from", "keep_going"])]
     seed: Option<u64>,
-    /// Change what the seed draws, as a failure says: nodes=N, chunks=N, faults=BITS, zones=1, workload=flash-crowd.
+    /// Change what the seed draws, as a failure says: nodes=N, chunks=N, faults=BITS, zones=1, workload=flash-crowd,
+    /// registry=PERCENT.
     #[arg(long = "set", value_name = "CHANGE", requires = "seed")]
     changes: Vec<Change>,
     /// Print the drawn world too.
