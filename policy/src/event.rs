@@ -465,7 +465,7 @@ pub enum Action {
         /// The chunk.
         chunk: u32,
     },
-    /// The peer sent wrong bytes: drop its connection, refuse it, report it.
+    /// The peer sent wrong bytes: ask it for nothing and drop what it still sends, report it.
     Ban {
         /// The peer.
         peer: PeerNo,

@@ -9,7 +9,7 @@
 
 mod lab;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use hermes_tests::guard::wait_for;
@@ -21,6 +21,11 @@ use lab::{DEADLINE, Lab, NAMESPACE};
 /// The tags of services, each of which shares no layer but busybox with the others, and is called by its tag. `plain` is there before
 /// Hermes is; the last is moved.
 const TAGS: [&str; 4] = ["plain", "full", "hot", "v1"];
+
+/// How long it may take until the DaemonSet's pods are exchanged, one node after the other. A kubelet 1.20 keeps a pod until its containers
+/// are removed, and those that it did not remove when they ended wait for its collector, which comes once a minute: both nodes have
+/// been seen to take that minute.
+const ROLLOUT_DEADLINE: Duration = Duration::from_secs(300);
 
 fn policy(name: &str, pattern: &str, seed: &Value) -> String {
     let policy = json!({
@@ -222,7 +227,7 @@ fn the_daemon_ends(lab: &Lab) -> Result<()> {
     lab.helm(&["upgrade", "hermes", "deploy/chart", "--reuse-values", "--set", "node.verbosity=2"])?;
     // A pod that is replaced is one whose daemon runs with other arguments; reads go on throughout.
     let mut number = 1;
-    let exchanged = wait_for("a daemon with other arguments", DEADLINE, || {
+    let exchanged = wait_for("a daemon with other arguments", ROLLOUT_DEADLINE, || {
         number = number % (images::COLD.0 - 1) + 1;
         if let Err(error) = lab.check_cold(address, "v1", number) {
             return Some(Err(error));

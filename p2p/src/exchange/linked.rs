@@ -1,7 +1,8 @@
 //! Streams that break when the connection below them is gone.
 //!
 //! Yamux wakes whoever waits for a stream when the other end closes the connection, but not when this end does (0.14,
-//! `connection/closing.rs`): a question to a peer that is banned meanwhile would wait for the stall timeout.
+//! `connection/closing.rs`): a question to a peer whose certificate is taken back meanwhile would wait for the stall timeout. What is
+//! asked of a peer ends in the same way when that is banned, which leaves the connection.
 
 use std::io;
 use std::pin::Pin;

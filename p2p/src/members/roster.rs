@@ -171,17 +171,18 @@ impl Roster {
     /// Notes whether a connected peer answers: while a network is parted connections stay, and say nothing.
     pub(crate) fn note_answer(&self, peer: &PeerId, answers: bool) {
         let mut unanswered = self.unanswered.lock();
-        let changed = if answers { unanswered.remove(peer) } else { unanswered.insert(*peer) };
+        let changed = match answers {
+            true => unanswered.remove(peer),
+            false => self.is_connected(peer) && unanswered.insert(*peer),
+        };
         if changed {
             self.changed.notify_one();
         }
     }
 
-    /// Connected peers that have not answered, to be asked again.
-    pub(crate) fn unanswered(&self) -> Vec<PeerId> {
-        let mut unanswered = self.unanswered.lock();
-        unanswered.retain(|peer| self.shared.is_connected(peer));
-        unanswered.iter().copied().collect()
+    /// Connected peers of which others say that they are gone, to be asked.
+    pub(crate) fn suspects(&self) -> Vec<PeerId> {
+        self.table.lock().suspects().filter(|peer| self.is_connected(peer)).collect()
     }
 
     /// Shows the list as it is now to whoever watches it, if it has changed.

@@ -321,6 +321,11 @@ impl Table {
         MemberList::new(self.records.values().map(member).collect(), &me)
     }
 
+    /// Whom a suspicion is held of.
+    pub(crate) fn suspects(&self) -> impl Iterator<Item = PeerId> {
+        self.records.values().filter(|record| record.held.is_some()).map(|record| record.peer)
+    }
+
     /// One word for all entries.
     pub(crate) fn root(&self) -> u64 {
         let bytes: Vec<u8> = self.buckets.iter().flat_map(|bucket| bucket.to_le_bytes()).collect();

@@ -49,7 +49,7 @@ const OPENED_MAX: usize = 32;
 /// How long a peer that is suspected may take to answer: ten times what one with a full link takes. The suspicion counts from then
 /// on, for as long as the peer does not answer when it is asked again.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
-/// Most peers that have not answered and are asked again at once, every second.
+/// Most connected suspects that are asked again at once, every second.
 const ASKED_AGAIN: usize = 4;
 /// Most exchanges that others have opened.
 const ANSWERED_MAX: usize = 32;
@@ -248,10 +248,8 @@ impl Task {
         }
         self.choose_partners(now);
         self.try_places(now);
-        for peer in self.roster.unanswered().sample(&mut rand::rng(), ASKED_AGAIN).copied() {
-            if self.opened.len() < OPENED_MAX {
-                self.ask(peer);
-            }
+        for peer in self.roster.suspects().sample(&mut rand::rng(), ASKED_AGAIN).copied() {
+            self.ask(peer);
         }
         while self.opened.len() < OPENED_MAX
             && let Some(peer) = self.waiting.pop_front()
@@ -369,9 +367,7 @@ impl Task {
         self.note_changes(now);
         let Some(passing) = self.roster.take_outbox() else { return };
         for peer in passing.also {
-            if self.opened.len() < 2 * OPENED_MAX {
-                self.ask(peer);
-            }
+            self.ask(peer);
         }
         let members: Vec<PeerId> = {
             let connected = self.roster.connected();
@@ -387,24 +383,31 @@ impl Task {
         }
     }
 
-    /// Compares with a peer that may be gone.
+    /// Compares with a peer that may be gone, or does so later: there is room left for telling.
     fn ask(&mut self, peer: PeerId) {
+        if self.opened.len() >= OPENED_MAX {
+            return;
+        }
         let (roster, opening) = (Arc::clone(&self.roster), self.opening(peer));
-        self.opened.spawn(async move {
-            let mut stream = match tokio::time::timeout(ANSWER_WAIT, opening).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(outcome)) => return (peer, outcome),
-                Err(_) => return (peer, Outcome::Silent),
-            };
+        self.compare_over(peer, async move {
+            let stream = tokio::time::timeout(ANSWER_WAIT, opening).await.map_err(|_| Outcome::Silent)??;
             // It has answered, and may have a long list.
             roster.note_answer(&peer, true);
-            let compared = tokio::time::timeout(EXCHANGE_TIMEOUT, sync::compare(&roster, &mut stream)).await;
-            (peer, outcome_of(peer, compared))
+            Ok(stream)
         });
     }
 
     fn compare(&mut self, peer: PeerId) {
-        let (roster, opening) = (Arc::clone(&self.roster), self.opening(peer));
+        let opening = self.opening(peer);
+        self.compare_over(peer, opening);
+    }
+
+    fn compare_over(
+        &mut self,
+        peer: PeerId,
+        opening: impl Future<Output = Result<libp2p::Stream, Outcome>> + Send + 'static,
+    ) {
+        let roster = Arc::clone(&self.roster);
         self.opened.spawn(async move {
             let mut stream = match opening.await {
                 Ok(stream) => stream,

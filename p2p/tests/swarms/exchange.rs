@@ -316,7 +316,7 @@ async fn a_banned_peer_is_answered_and_not_asked_until_the_ban_ends() {
     let error = asker.node.have(holder.peer(), &layer.table, deadline()).await.expect_err("is banned");
     assert_eq!((error.class(), error.kind()), (ErrorClass::PeerFault, "unreachable"));
     assert!(asker.node.connect(holder.address()).await.is_err(), "connected to a banned peer");
-    // It may ask, over the connection that stands as over another one.
+    // It may ask over the connection that stands, and each may ban the other.
     let asked = async || holder.node.have(asker.peer(), &layer.table, deadline()).await.expect("is answered");
     assert_eq!(asked().await, Runs::one(1..3));
     holder.node.ban(asker.peer(), Duration::from_secs(3600)).await.expect("bans");
@@ -344,7 +344,7 @@ async fn a_banned_peer_that_connects_is_answered_and_is_no_peer() {
     wait_for("the end of the ban", async || (!holder.node.peers().is_empty()).then_some(())).await;
 }
 
-/// Yamux does not wake the readers of a connection that this end closes.
+/// The connection stays, and the holder works on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transfer_that_waits_for_a_peer_ends_when_the_peer_is_banned() {
     let (holder, asker) = (start(|_| {}).await, start(|config| config.download.stall_timeout = 10 * PATIENCE).await);

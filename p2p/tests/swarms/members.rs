@@ -186,6 +186,7 @@ async fn a_connection_of_which_nothing_comes_does_not_clear_a_suspect() {
     part.send(true).expect("it listens");
     near.node.suspect(&far.peer());
     wait_for("the suspicion to count", async || is_suspected().then_some(())).await;
+    assert!(near.node.peers().contains(&far.peer()), "the connection had been found dead");
     part.send(false).expect("it listens");
     wait_for("it to answer", async || (!is_suspected()).then_some(())).await;
     all_agree(&nodes).await;

@@ -3,8 +3,9 @@
 //!
 //! For each extent the owners of the asker's zone are asked in order of rank, then (by whoever acts for the zone) those of
 //! the whole cluster; with one zone there is only the second step. Whoever finds itself in the list is the one to go on: as
-//! rank *i* after *i* times the rank wait, so that a higher rank that is merely slow is not overtaken at once. Whoever is
-//! not in the list and reaches none of the owners waits as long as the rank behind the last, and is bounded in number.
+//! rank *i* after *i* times the rank wait, so that a higher rank that is merely slow is not overtaken at once. When nothing is
+//! heard of any of them, the first behind them of whom something is heard stands in. Whoever is neither and reaches none waits
+//! as long as the rank behind the last unless all are silent, and is bounded in number.
 //!
 //! So the registry sees an extent once while lists agree and owners live; a lost owner costs one rank wait and at most what
 //! it had read of the extent; two views of the cluster cost one reading each.
@@ -151,8 +152,9 @@ enum Stage {
     Step(Step),
     /// It is this node's turn.
     Mine,
-    /// None of them can be asked; they, and those who stand in for them, are silent or `lost`.
+    /// None of them can be asked, nor any of those who stand in for them.
     Out {
+        /// Nothing is heard of any of them, while others are found silent: none of them reads.
         lost: bool,
     },
 }
@@ -383,30 +385,18 @@ impl Flight {
             if now >= turn { Stage::Mine } else { Stage::Step(Step::Wait(turn)) }
         };
         let can_act = duty == Duty::Zone || self.can_read(need.layer);
+        let is_me = |peer: PeerNo| Some(peer) == self.members.me();
+        let stage_of = |peer: PeerNo| if is_me(peer) { can_act.then(mine) } else { asked(peer).map(Stage::Step) };
         let mut lost = !owners.is_empty();
         for owner in first.into_iter().chain(last) {
-            if Some(owner) == self.members.me() {
-                if can_act {
-                    return mine();
-                }
-            } else if let Some(step) = asked(owner) {
-                return Stage::Step(step);
-            } else {
-                lost &= self.peers.is_lost(owner, now) || self.peers.is_doubtful(owner, now);
+            if let Some(stage) = stage_of(owner) {
+                return stage;
             }
+            lost &= is_me(owner) || self.is_away(owner, now);
         }
-        if lost && duty == Duty::Cluster {
-            for standby in self.live_standbys(need.layer, extent.start, now) {
-                if Some(standby) == self.members.me() {
-                    if can_act {
-                        return mine();
-                    }
-                } else if let Some(step) = asked(standby) {
-                    return Stage::Step(step);
-                }
-            }
-        }
-        Stage::Out { lost }
+        let stands_in = || self.live_standbys(need.layer, extent.start, now).find_map(stage_of);
+        let standby = if lost && duty == Duty::Cluster { stands_in() } else { None };
+        standby.unwrap_or(Stage::Out { lost })
     }
 
     fn ask_owner(

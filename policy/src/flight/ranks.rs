@@ -71,7 +71,7 @@ impl Flight {
     }
 
     /// Whether nothing is heard of a peer while others are found silent.
-    fn is_away(&self, peer: PeerNo, now: Instant) -> bool {
+    pub(super) fn is_away(&self, peer: PeerNo, now: Instant) -> bool {
         self.peers.is_lost(peer, now) || self.peers.is_doubtful(peer, now)
     }
 

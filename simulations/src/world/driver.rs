@@ -11,7 +11,7 @@
 //! | `FindHolders` | eight that the DHT names or are connected are asked what they have, then `HoldersFound` |
 //! | `FindSpans` | answered from the shape |
 //! | `Watch` | a mark; the read that reaches it is a `ReadHit` |
-//! | `Ban` | the connection is closed and the peer refused |
+//! | `Ban` | what comes from the peer ends, and nothing is asked of it |
 //! | `Suspect` | the members hear it, and believe it when it is so |
 //! | `Arm` | `TimerFired` at that time by the node's clock |
 //!

@@ -24,7 +24,7 @@ mod faults;
 mod members;
 mod origin;
 pub(crate) mod rival;
-pub(crate) mod serve;
+pub mod serve;
 mod starts;
 mod wire;
 
@@ -367,7 +367,7 @@ impl World {
         let mut actions = self.spare.pop().unwrap_or_default();
         let clock = node.clock(now);
         node.flight.handle(clock, event, &mut node.rng, &mut actions);
-        // A ban ends a connection, of which the policy hears at once: first comes all else that it has asked for.
+        // A ban ends what comes from a peer, of which the policy hears at once: first comes all else that it has asked for.
         actions.sort_by_key(|action| matches!(action, Action::Ban { .. }));
         for action in actions.drain(..) {
             self.trace.action(&action);

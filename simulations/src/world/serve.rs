@@ -17,14 +17,21 @@ use crate::node::Answer;
 use crate::queue::{MILLISECOND, Nanos, SECOND};
 use crate::strategy::Strategy;
 
-/// The limits of `UploadLimits::default()` in `p2p/config.rs`.
-pub(crate) const TRANSFERS_MAX: u32 = 64;
-pub(crate) const PREFETCH_TRANSFERS_MAX: u32 = 48;
-pub(crate) const TRANSFERS_PER_PEER_MAX: u32 = 8;
-pub(crate) const CLAIMS_MAX: u32 = 1024;
-pub(crate) const CLAIMS_PER_PEER_MAX: u32 = 64;
+// The limits of `UploadLimits::default()` in `p2p/config.rs`; a test of `hermes simulate` compares them.
+
+/// Transfers at once.
+pub const TRANSFERS_MAX: u32 = 64;
+/// Of these, for prefetch.
+pub const PREFETCH_TRANSFERS_MAX: u32 = 48;
+/// Transfers to one peer at once.
+pub const TRANSFERS_PER_PEER_MAX: u32 = 8;
+/// Claims that wait for chunks to come.
+pub const CLAIMS_MAX: u32 = 1024;
+/// Of these, of one peer.
+pub const CLAIMS_PER_PEER_MAX: u32 = 64;
 /// Streams on which a node tells what it gets.
-pub(crate) const WATCHERS_MAX: usize = 128;
+pub const WATCHERS_MAX: usize = 128;
+
 const CLAIM_TIMEOUT: Nanos = 30 * SECOND;
 /// What BUSY says (`p2p/exchange/limits.rs`).
 const RETRY_DEMAND: Nanos = 20 * MILLISECOND;

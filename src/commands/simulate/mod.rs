@@ -294,3 +294,40 @@ fn sweep(args: &SweepArgs) -> anyhow::Result<()> {
     }
     reports.iter().try_for_each(|(_, report)| verdict(report))
 }
+
+#[cfg(test)]
+mod tests {
+    use hermes_p2p::{DownloadLimits, UploadLimits};
+    use hermes_policy::limits::Limits;
+    use hermes_simulations::world::serve;
+
+    #[test]
+    fn simulated_nodes_serve_within_the_limits_of_real_ones() {
+        let UploadLimits {
+            transfers_max,
+            prefetch_transfers_max,
+            transfers_per_peer_max,
+            claims_max,
+            claims_per_peer_max,
+            watchers_max,
+            ..
+        } = UploadLimits::default();
+        let simulated = [
+            serve::TRANSFERS_MAX,
+            serve::PREFETCH_TRANSFERS_MAX,
+            serve::TRANSFERS_PER_PEER_MAX,
+            serve::CLAIMS_MAX,
+            serve::CLAIMS_PER_PEER_MAX,
+        ];
+        let real = [transfers_max, prefetch_transfers_max, transfers_per_peer_max, claims_max, claims_per_peer_max];
+        assert_eq!((simulated.map(|limit| limit as usize), serve::WATCHERS_MAX), (real, watchers_max));
+    }
+
+    #[test]
+    fn policy_asks_for_as_much_at_once_as_the_exchange_has_streams_for_and_leaves_places_to_readers() {
+        let (policy, download) = (Limits::default().peer, DownloadLimits::default());
+        let prefetch = download.prefetch_streams_per_peer_max;
+        assert_eq!((policy.asks - policy.reserved_for_demand) as usize, prefetch);
+        assert!(prefetch < UploadLimits::default().transfers_per_peer_max);
+    }
+}
