@@ -2,8 +2,8 @@
 //!
 //! Files that are read together mostly lie together: those of a package, of a class path, of a folder. A first start waits for
 //! one round trip after the other while the link is idle; so what is around each chunk that it reads is fetched meanwhile, more
-//! ahead than behind, the newest first. What is far from everything that was read is left alone. Readers that wait go first, as
-//! always.
+//! ahead than behind, the newest first: less of it from a source that is near. What is far from everything that was read is left alone.
+//! Readers that wait go first, as always.
 //!
 //! It is a guess that is made while the start goes on, bounded as a profile's prefetch is ([`PrefetchLimits`]): by what may be
 //! under way, and by what was fetched and nobody has read. Most of it is never read, so it gives way: as soon as batches come late,
@@ -27,15 +27,29 @@ const LATE: Duration = Duration::from_millis(20);
 /// Batches are compared with the quickest one since less was put under way last, and with those of so many times between before. A
 /// batch that a peer had at hand, or that another ask was about to bring, makes all from a registry late; it is forgotten after that.
 const QUICKEST_OF: usize = 3;
-/// Uncompressed bytes ahead of a chunk that are fetched, and behind it. What a start has not read yet of the next quarter of a
-/// MiB, of the next half and of the next whole it reads by 52 to 77 in a hundred, 42 to 72 and 31 to 66 (layers of a Spark master), 46 to
-/// 66, 38 to 60 and 33 to 58 (of a Python service); behind a chunk by 0 to 42 and 17 to 43 of the next quarter. First starts
-/// took as long within 3 % with nothing behind, with as much behind as ahead, and with half of that; 7 % longer over 200 Mbit/s with half as
-/// much ahead, and 7 % longer at 1 Gbit/s where twice and four times as far followed, which fetched 365 rather than 222 MB
-/// and 144 rather than 106 (two and three rounds, in turns).
-const AHEAD_BYTES: u64 = 1 << 20;
-/// See [`AHEAD_BYTES`].
-const BEHIND_BYTES: u64 = 256 << 10;
+
+/// How far around a chunk is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Reach {
+    /// Uncompressed bytes.
+    ahead_bytes: u64,
+    /// Uncompressed bytes.
+    behind_bytes: u64,
+}
+
+/// Where a round trip is long. What a start has not read yet of the next quarter of a MiB, of the next half and of the next whole it reads
+/// by 52 to 77 in a hundred, 42 to 72 and 31 to 66 (layers of a Spark master), 46 to 66, 38 to 60 and 33 to 58 (of a Python
+/// service); behind a chunk by 0 to 42 and 17 to 43 of the next quarter. First starts from a registry took as long within 3 % with
+/// nothing behind, with as much behind as ahead, and with half of that; 7 % longer over 200 Mbit/s with half as much ahead, and 7 %
+/// longer at 1 Gbit/s where twice and four times as far followed, which fetched 365 rather than 222 MB and 144 rather than 106 (two and
+/// three rounds, in turns).
+const FAR: Reach = Reach { ahead_bytes: 1 << 20, behind_bytes: 256 << 10 };
+/// Where half of the batches come within [`LATE`], as from a peer: there a reader loses little by asking itself, and what nobody reads takes the
+/// link and the processors. First starts from a warm peer at 1 Gbit/s, each with [`FAR`] before and three rounds, in turns: Spark 5.4 and 5.0 s
+/// became 4.3 and 4.9 with 159 rather than 212 MB, Python 3.5 became 3.4 with 94 rather than 109, a Node service 1.5 became 1.6 with 36 rather
+/// than 38. With half of it they took as long (Spark 5.6 and 4.8 s against 5.1 and 5.4), with an eighth longer (6.5 and 5.3). That one batch was quick says
+/// nothing: by the quickest lately, starts from a registry 20 ms away took up to 10 % longer.
+const NEAR: Reach = Reach { ahead_bytes: 512 << 10, behind_bytes: 0 };
 
 #[derive(Debug)]
 struct Around {
@@ -47,8 +61,8 @@ struct Around {
 
 impl Around {
     /// What of the surroundings of `chunk` to ask for next: ahead, then behind.
-    fn next(&self, chunk: u32) -> Option<ChunkRange> {
-        let around = self.geometry.around(chunk, BEHIND_BYTES, AHEAD_BYTES);
+    fn next(&self, chunk: u32, reach: Reach) -> Option<ChunkRange> {
+        let around = self.geometry.around(chunk, reach.behind_bytes, reach.ahead_bytes);
         let of = |run: ChunkRange| Runs::one(run).difference(&self.asked).first();
         of(chunk..around.end).or_else(|| of(around.start..chunk))
     }
@@ -63,11 +77,19 @@ struct Pace {
     before: [Option<Duration>; QUICKEST_OF],
     /// When less was put under way. What was asked for before says nothing of what that helps.
     slowed: Option<Instant>,
+    /// Which of the last batches took less than [`LATE`], the newest lowest.
+    in_time: u16,
 }
 
 impl Pace {
+    /// How far to fetch.
+    fn reach(&self) -> Reach {
+        if self.in_time.count_ones() >= u16::BITS / 2 { NEAR } else { FAR }
+    }
+
     fn note(&mut self, asked: Instant, now: Instant, bytes: u64, flow: &mut Flow) {
         let took = now.since(asked);
+        self.in_time = self.in_time << 1 | u16::from(took < LATE);
         let quickest = *self.quickest.insert(self.quickest.map_or(took, |quickest| quickest.min(took)));
         let least = self.before.iter().flatten().copied().fold(quickest, Duration::min);
         match self.slowed {
@@ -133,12 +155,12 @@ impl Near {
         if !self.flow.has_room() {
             return batches;
         }
-        let (size, mut total) = (self.flow.batch_bytes(), 0);
+        let (size, reach, mut total) = (self.flow.batch_bytes(), self.pace.reach(), 0);
         while total < size
             && let Some(&(place, chunk)) = self.reads.last()
         {
             let around = &mut self.layers[place];
-            let Some(run) = around.next(chunk) else {
+            let Some(run) = around.next(chunk, reach) else {
                 self.reads.pop();
                 continue;
             };
@@ -164,8 +186,8 @@ mod tests {
     const A: DiffId = DiffId([1; 32]);
     const B: DiffId = DiffId([2; 32]);
     /// Chunks ahead, and behind.
-    const AHEAD: u32 = (AHEAD_BYTES / CHUNK) as u32;
-    const BEHIND: u32 = (BEHIND_BYTES / CHUNK) as u32;
+    const AHEAD: u32 = (FAR.ahead_bytes / CHUNK) as u32;
+    const BEHIND: u32 = (FAR.behind_bytes / CHUNK) as u32;
 
     fn near(limits: PrefetchLimits) -> Near {
         let geometry = Arc::new(LayerGeometry::new(vec![CHUNK; 1000]).expect("valid"));
@@ -178,6 +200,11 @@ mod tests {
 
     /// Everything that is asked for when all comes at once and is read, batch by batch.
     fn order(near: &mut Near) -> Vec<Batch> {
+        order_at(near, 0)
+    }
+
+    /// The same when each batch takes so many milliseconds.
+    fn order_at(near: &mut Near, took: u64) -> Vec<Batch> {
         let (mut order, mut total) = (Vec::new(), 0);
         loop {
             let batches = near.next(all);
@@ -186,7 +213,7 @@ mod tests {
             }
             for batch in batches {
                 total += batch.bytes;
-                near.ended(batch.bytes, Instant::ZERO, Instant::ZERO);
+                near.ended(batch.bytes, Instant::ZERO, Instant::ZERO + Duration::from_millis(took));
                 order.push(batch);
             }
             near.used(total);
@@ -211,6 +238,27 @@ mod tests {
         let place = |chunk| order.iter().position(|batch| batch.chunks.contains(chunk)).expect("asked for");
         assert_eq!(place(501), 0);
         assert!(place(501) < place(500 + AHEAD) && place(500 + AHEAD) <= place(501 - BEHIND));
+    }
+
+    #[test]
+    fn less_is_fetched_from_near_than_from_far() {
+        let mut near = near(PrefetchLimits::near());
+        let ended = |near: &mut Near, batches: usize, took: u64| {
+            for _ in 0..batches {
+                near.ended(0, Instant::ZERO, Instant::ZERO + Duration::from_millis(took));
+            }
+        };
+        let around = |near: &mut Near, chunk: u32| {
+            near.read(A, chunk);
+            order_at(near, 25).iter().map(|batch| batch.chunks.chunk_count()).sum::<u64>()
+        };
+        // Now and then one comes at once from far, too: another ask was about to bring it.
+        (0..20).for_each(|_| (ended(&mut near, 2, 25), ended(&mut near, 1, 1)).1);
+        assert_eq!(around(&mut near, 100), u64::from(BEHIND + AHEAD));
+        ended(&mut near, 16, 5);
+        assert_eq!(around(&mut near, 300), NEAR.ahead_bytes / CHUNK);
+        ended(&mut near, 16, 25);
+        assert_eq!(around(&mut near, 500), u64::from(BEHIND + AHEAD));
     }
 
     #[test]
