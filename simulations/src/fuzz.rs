@@ -198,7 +198,7 @@ fn expected(scenario: &Scenario) -> ExpectConfig {
         Prefetch::Profile => 1,
     };
     let registry = match (calm, swarm) {
-        (true, true) => 16_000 * extra * readings(scenario),
+        (true, true) => 16_000 * extra.max(readings(scenario)),
         _ => (nodes + 3) * 30_000 * extra,
     };
     let demand_wait = if calm { 15 * SECOND } else { 60 * SECOND };
@@ -217,8 +217,8 @@ fn readings(scenario: &Scenario) -> u64 {
     let ClusterConfig { nic, upload_limit, .. } = &scenario.cluster;
     let rate = upload_limit.map_or(nic.0, |limit| limit.0.min(nic.0)).max(1);
     match u64::from(scenario.image.start_chunks) * CHUNK_BYTES * SECOND / rate {
-        ..=QUARTER_SECOND => 1,
-        ..=SECOND => 2,
+        0..=QUARTER_SECOND => 1,
+        took if took <= SECOND => 2,
         _ => 3,
     }
 }

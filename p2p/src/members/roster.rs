@@ -171,10 +171,8 @@ impl Roster {
     /// Notes whether a connected peer answers: while a network is parted connections stay, and say nothing.
     pub(crate) fn note_answer(&self, peer: &PeerId, answers: bool) {
         let mut unanswered = self.unanswered.lock();
-        let changed = match answers {
-            true => unanswered.remove(peer),
-            false => self.is_connected(peer) && unanswered.insert(*peer),
-        };
+        let changed =
+            if answers { unanswered.remove(peer) } else { self.is_connected(peer) && unanswered.insert(*peer) };
         if changed {
             self.changed.notify_one();
         }
