@@ -5,7 +5,7 @@ use super::*;
 /// Of [`the_fingerprint_is_the_pinned_one`].
 const PINNED: &str = "d033123a0cbb2feb3e78cae53d526d1c663397bbc91d6357a319a2dc248431be";
 
-/// Seeds that are tried for each error on purpose.
+/// Seeds that are tried, without and with each error on purpose.
 const SEEDS: u64 = 200;
 
 #[test]
@@ -41,10 +41,10 @@ fn drawn_worlds_are_valid() {
 fn nothing_is_violated_in_some_worlds() {
     let told = AtomicU64::new(0);
     let count = |_: Option<&Failure>| _ = told.fetch_add(1, Ordering::Relaxed);
-    let failures = check_all(0..30, 2, true, count).expect("have images");
+    let failures = check_all(0..SEEDS, 2, true, count).expect("have images");
     let lines: Vec<String> = failures.iter().map(Failure::to_string).collect();
     assert!(failures.is_empty(), "{}", lines.join("\n"));
-    assert_eq!(told.into_inner(), 30);
+    assert_eq!(told.into_inner(), SEEDS);
 }
 
 #[test]
