@@ -22,7 +22,7 @@ use crate::scenario::{
     ClusterConfig, ExpectConfig, FaultConfig, FaultKind, ImageConfig, Prefetch, RegistryConfig, Scenario, StartConfig,
     WorkloadConfig, WorkloadKind,
 };
-use crate::shape::ShapeError;
+use crate::shape::{CHUNK_BYTES, ShapeError};
 use crate::strategy::Strategy;
 use crate::units::{Bytes, Rate, Share, Time};
 use crate::world::World;
@@ -31,9 +31,6 @@ use crate::world::World;
 const SHRINKS_MAX: usize = 200;
 /// Most faults of one world.
 const FAULTS_MAX: u64 = 4;
-/// Of a whole chunk, in bytes.
-const CHUNK_BYTES: u64 = 65_536;
-const QUARTER_SECOND: Nanos = 250 * MILLISECOND;
 
 /// A change to what a seed draws.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,9 +213,10 @@ fn expected(scenario: &Scenario) -> ExpectConfig {
 fn readings(scenario: &Scenario) -> u64 {
     let ClusterConfig { nic, upload_limit, .. } = &scenario.cluster;
     let rate = upload_limit.map_or(nic.0, |limit| limit.0.min(nic.0)).max(1);
-    match u64::from(scenario.image.start_chunks) * CHUNK_BYTES * SECOND / rate {
-        0..=QUARTER_SECOND => 1,
-        took if took <= SECOND => 2,
+    let took = u64::from(scenario.image.start_chunks) * CHUNK_BYTES * SECOND / rate;
+    match took {
+        _ if took <= 250 * MILLISECOND => 1,
+        _ if took <= SECOND => 2,
         _ => 3,
     }
 }

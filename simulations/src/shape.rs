@@ -28,7 +28,7 @@ const READS_MAX: usize = 4_000_000;
 /// Chunks in one read of a synthetic start: 128 KiB, what the kernel asks for at once.
 const READ_CHUNKS: u32 = 2;
 /// A whole chunk, and the last one of a synthetic file.
-const CHUNK_BYTES: u64 = 65_536;
+pub(crate) const CHUNK_BYTES: u64 = 65_536;
 /// See [`CHUNK_BYTES`]. With one file of six chunks after another the mean is 60 KB, as measured in real images.
 const TAIL_BYTES: u64 = 32_768;
 /// Chunks of a synthetic file: uniform from one to this, six on average.

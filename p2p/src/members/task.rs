@@ -347,17 +347,14 @@ impl Task {
     }
 
     fn on_outcome(&mut self, peer: PeerId, outcome: &Outcome) {
+        if !matches!(outcome, Outcome::Done) {
+            self.partners.retain(|partner| *partner != peer);
+        }
         match outcome {
             Outcome::Done => self.roster.note_answer(&peer, true),
-            Outcome::Silent => {
-                self.partners.retain(|partner| *partner != peer);
-                self.roster.note_answer(&peer, false);
-            }
-            Outcome::Unreachable => {
-                self.partners.retain(|partner| *partner != peer);
-                self.roster.suspect(&peer);
-            }
-            Outcome::Failed => self.partners.retain(|partner| *partner != peer),
+            Outcome::Silent => self.roster.note_answer(&peer, false),
+            Outcome::Unreachable => self.roster.suspect(&peer),
+            Outcome::Failed => {}
         }
     }
 
@@ -408,25 +405,29 @@ impl Task {
         opening: impl Future<Output = Result<libp2p::Stream, Outcome>> + Send + 'static,
     ) {
         let roster = Arc::clone(&self.roster);
-        self.opened.spawn(async move {
-            let mut stream = match opening.await {
-                Ok(stream) => stream,
-                Err(outcome) => return (peer, outcome),
-            };
-            let compared = tokio::time::timeout(EXCHANGE_TIMEOUT, sync::compare(&roster, &mut stream)).await;
-            (peer, outcome_of(peer, compared))
-        });
+        self.talk(peer, opening, async move |mut stream| sync::compare(&roster, &mut stream).await);
     }
 
     fn tell(&mut self, peer: PeerId, news: News) {
         let opening = self.opening(peer);
+        self.talk(peer, opening, async move |mut stream| sync::tell_only(&mut stream, news).await);
+    }
+
+    /// One exchange, over the stream that `opening` gives.
+    fn talk<T>(
+        &mut self,
+        peer: PeerId,
+        opening: impl Future<Output = Result<libp2p::Stream, Outcome>> + Send + 'static,
+        exchange: impl FnOnce(libp2p::Stream) -> T + Send + 'static,
+    ) where
+        T: Future<Output = Result<(), sync::SyncError>> + Send,
+    {
         self.opened.spawn(async move {
-            let mut stream = match opening.await {
-                Ok(stream) => stream,
-                Err(outcome) => return (peer, outcome),
+            let outcome = match opening.await {
+                Ok(stream) => outcome_of(peer, tokio::time::timeout(EXCHANGE_TIMEOUT, exchange(stream)).await),
+                Err(outcome) => outcome,
             };
-            let told = tokio::time::timeout(EXCHANGE_TIMEOUT, sync::tell_only(&mut stream, news)).await;
-            (peer, outcome_of(peer, told))
+            (peer, outcome)
         });
     }
 

@@ -363,10 +363,10 @@ impl Flight {
                 return Stage::Step(Step::Wait(next));
             }
         }
+        let is_me = |peer: PeerNo| Some(peer) == self.members.me();
         // Owners that may be gone as well are asked when nobody else can be.
-        let doubted = |owner: PeerNo| {
-            need.class == Class::Demand && Some(owner) != self.members.me() && self.peers.is_doubtful(owner, now)
-        };
+        let doubted =
+            |owner: PeerNo| need.class == Class::Demand && !is_me(owner) && self.peers.is_doubtful(owner, now);
         let (last, first): (Vec<_>, Vec<_>) = owners.iter().partition(|owner| doubted(**owner));
         let asked = |owner: PeerNo| {
             let has_failed = || quest.is_some_and(|quest| quest.has_failed(owner, now));
@@ -385,7 +385,6 @@ impl Flight {
             if now >= turn { Stage::Mine } else { Stage::Step(Step::Wait(turn)) }
         };
         let can_act = duty == Duty::Zone || self.can_read(need.layer);
-        let is_me = |peer: PeerNo| Some(peer) == self.members.me();
         let stage_of = |peer: PeerNo| if is_me(peer) { can_act.then(mine) } else { asked(peer).map(Stage::Step) };
         let mut lost = !owners.is_empty();
         for owner in first.into_iter().chain(last) {

@@ -253,7 +253,10 @@ mod tests {
             order_at(near, 25).iter().map(|batch| batch.chunks.chunk_count()).sum::<u64>()
         };
         // Now and then one comes at once from far, too: another ask was about to bring it.
-        (0..20).for_each(|_| (ended(&mut near, 2, 25), ended(&mut near, 1, 1)).1);
+        for _ in 0..20 {
+            ended(&mut near, 2, 25);
+            ended(&mut near, 1, 1);
+        }
         assert_eq!(around(&mut near, 100), u64::from(BEHIND + AHEAD));
         ended(&mut near, 16, 5);
         assert_eq!(around(&mut near, 300), NEAR.ahead_bytes / CHUNK);

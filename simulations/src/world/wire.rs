@@ -216,10 +216,10 @@ impl World {
         }
         let is_question =
             matches!(word, Word::Get { .. } | Word::Withdraw { .. } | Word::Have { .. } | Word::Watch { .. });
-        if !is_question && self.shuns(to, from) {
-            return;
-        }
         if !is_question && self.has_banned(to, from) {
+            if self.shuns(to, from) {
+                return;
+            }
             return self.violated("ban", format!("node {to} listens to node {from}, which it has banned"));
         }
         if let Some(what) = self.checkers.check_word(&word) {
