@@ -3,6 +3,7 @@
 //! Every space that a number can live in has its own type, so that a byte position in a compressed blob can never be
 //! used where a position in the uncompressed tar stream is meant.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
@@ -56,13 +57,27 @@ macro_rules! text_serde {
 macro_rules! sha256_name {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash)]
         pub struct $name(pub [u8; 32]);
 
         impl $name {
             /// The 64 hexadecimal digits, without the algorithm.
             pub fn hex(&self) -> String {
                 hex::encode(self.0)
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+
+        impl Ord for $name {
+            /// The order of the bytes. Policy looks layers up in every step, and the first eight bytes tell hashes apart.
+            fn cmp(&self, other: &Self) -> Ordering {
+                let head = |name: &Self| name.0.first_chunk().map_or(0, |head| u64::from_be_bytes(*head));
+                head(self).cmp(&head(other)).then_with(|| self.0.cmp(&other.0))
             }
         }
 

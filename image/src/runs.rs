@@ -191,6 +191,9 @@ impl Runs {
 
     /// Takes every chunk of `other` out.
     pub fn remove_all(&mut self, other: &Self) {
+        if self.runs.is_empty() {
+            return;
+        }
         if other.runs.len() * SEARCH_PAYS <= self.runs.len() {
             return other.iter().for_each(|run| self.remove(run));
         }
