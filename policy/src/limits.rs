@@ -195,7 +195,7 @@ pub struct Limits {
 
     /// Expected latency of a peer that was never asked.
     pub peer_latency: Duration,
-    /// Longest latency that is believed of a peer that fails.
+    /// Longest latency that is believed of a peer that fails; 4.29 s (32 bits of nanoseconds) at most.
     pub peer_latency_max: Duration,
     /// Expected time per KiB of a peer that was never asked.
     pub peer_cost_per_kib: Duration,
@@ -327,7 +327,7 @@ impl Default for Limits {
             prefetch_pause: Duration::from_millis(50),
 
             peer_latency: Duration::from_millis(2),
-            peer_latency_max: Duration::from_secs(5),
+            peer_latency_max: Duration::from_secs(4),
             // 1 Gbit/s.
             peer_cost_per_kib: Duration::from_micros(8),
             explore_prefetch_one_in: 16,

@@ -100,7 +100,7 @@ impl From<Written> for Members {
 
 /// The finalizer of SplitMix64 (Steele, Lea, Flood 2014): every bit of the input changes every bit of the output with a
 /// chance of one half.
-const fn mix(mut word: u64) -> u64 {
+pub(crate) const fn mix(mut word: u64) -> u64 {
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     word ^ (word >> 31)

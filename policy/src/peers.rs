@@ -9,13 +9,14 @@
 //! A peer that fails rests (backoff with full jitter); one that is busy rests as long as it says; one that sends wrong
 //! bytes is banned for a while, and stays banned when its connection comes back.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use crate::class::{Backoff, Class};
 use crate::event::{PeerNo, PeerView};
 use crate::limits::{Limits, Load};
-use crate::members::Members;
+use crate::members::{Members, mix};
 use crate::rng::Rng;
 use crate::time::{Duration, Instant, nanos};
 
@@ -52,11 +53,21 @@ struct Peer {
     up: bool,
     /// An owner has named it.
     named: bool,
-    latency_ns: u64,
-    cost_ns_per_kib: u64,
-    load: Load,
+    latency_ns: u32,
+    cost_ns_per_kib: u32,
     /// KiB of all asks under way.
-    owed_kib: u64,
+    owed_kib: u32,
+    load: Load,
+    /// The last sign of life.
+    heard_at: Instant,
+    brought: Brought,
+    /// Most peers of a large cluster never are any.
+    trouble: Option<Box<Trouble>>,
+}
+
+/// Why a peer is not asked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Trouble {
     backoff: Backoff,
     busy_until: Instant,
     banned_until: Option<Instant>,
@@ -64,49 +75,58 @@ struct Peer {
     lost_until: Instant,
     /// How often in a row it was silent.
     silences: u32,
-    /// The last sign of life.
-    heard_at: Instant,
     /// It left a reader waiting for what it has, and rests until then; and how often.
     slow_until: Instant,
     slow: u32,
-    brought: Brought,
 }
 
 /// What came from a peer lately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Brought {
     /// The period, by its number since the clock's zero, in which something came last.
-    period: u64,
-    /// Bytes of that period, and of the one before it.
-    bytes: u64,
-    before_bytes: u64,
+    period: u32,
+    /// KiB of that period, and of the one before it; less than one counts as one.
+    kib: u32,
+    before_kib: u32,
 }
 
 impl Brought {
-    fn add(&mut self, period: u64, bytes: u64) {
-        let before_bytes = self.before(period);
-        let so_far = if self.period == period { self.bytes } else { 0 };
-        *self = Self { period, bytes: so_far.saturating_add(bytes), before_bytes };
+    fn add(&mut self, period: u32, bytes: u64) {
+        let before_kib = self.before(period);
+        let so_far = if self.period == period { self.kib } else { 0 };
+        *self = Self { period, kib: so_far.saturating_add(kib(bytes)), before_kib };
     }
 
-    /// Bytes of the period before `period`.
-    fn before(&self, period: u64) -> u64 {
+    /// KiB of the period before `period`.
+    fn before(&self, period: u32) -> u32 {
         match period.saturating_sub(self.period) {
-            0 => self.before_bytes,
-            1 => self.bytes,
+            0 => self.before_kib,
+            1 => self.kib,
             _ => 0,
         }
     }
 
-    /// Bytes of `period` and the one before it.
-    fn lately(&self, period: u64) -> u64 {
-        self.before(period).saturating_add(if self.period == period { self.bytes } else { 0 })
+    /// KiB of `period` and the one before it.
+    fn lately(&self, period: u32) -> u32 {
+        self.before(period).saturating_add(if self.period == period { self.kib } else { 0 })
     }
 }
 
 /// The period of [`Brought`]: as long as a reader waits for a peer that says nothing.
-fn period(now: Instant, limits: &Limits) -> u64 {
-    now.0 / nanos(limits.rank_wait_min).max(1)
+fn period(now: Instant, limits: &Limits) -> u32 {
+    short(now.0 / nanos(limits.rank_wait_min).max(1))
+}
+
+/// A number that a record of a peer has four bytes for: there are thousands of records.
+fn short(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// One step of [`smooth`] for such a number.
+fn smooth_short(average: &mut u32, sample: u64) {
+    let mut smoothed = u64::from(*average);
+    smooth(&mut smoothed, sample);
+    *average = short(smoothed);
 }
 
 impl Peer {
@@ -114,19 +134,28 @@ impl Peer {
         Self {
             up: false,
             named: false,
-            latency_ns: nanos(limits.peer_latency),
-            cost_ns_per_kib: nanos(limits.peer_cost_per_kib),
+            latency_ns: short(nanos(limits.peer_latency)),
+            cost_ns_per_kib: short(nanos(limits.peer_cost_per_kib)),
             load: Load::default(),
             owed_kib: 0,
-            backoff: Backoff::default(),
-            busy_until: Instant::ZERO,
-            banned_until: None,
-            lost_until: Instant::ZERO,
-            silences: 0,
             heard_at: Instant::ZERO,
-            slow_until: Instant::ZERO,
-            slow: 0,
             brought: Brought::default(),
+            trouble: None,
+        }
+    }
+
+    /// Its trouble, to note some.
+    fn trouble(&mut self) -> &mut Trouble {
+        self.trouble.get_or_insert_default()
+    }
+
+    /// Ends some of its trouble.
+    fn mend(&mut self, mend: impl FnOnce(&mut Trouble)) {
+        if let Some(trouble) = &mut self.trouble {
+            mend(trouble);
+            if **trouble == Trouble::default() {
+                self.trouble = None;
+            }
         }
     }
 
@@ -136,11 +165,21 @@ impl Peer {
     }
 
     fn is_banned(&self, now: Instant) -> bool {
-        self.banned_until.is_some_and(|until| until > now)
+        let until = self.trouble.as_ref().and_then(|trouble| trouble.banned_until);
+        until.is_some_and(|until| until > now)
     }
 
-    fn expected_ns(&self, kib: u64) -> u64 {
-        self.latency_ns.saturating_add(self.cost_ns_per_kib.saturating_mul(self.owed_kib + kib))
+    fn lost_until(&self) -> Instant {
+        self.trouble.as_ref().map_or(Instant::ZERO, |trouble| trouble.lost_until)
+    }
+
+    fn silences(&self) -> u32 {
+        self.trouble.as_ref().map_or(0, |trouble| trouble.silences)
+    }
+
+    fn expected_ns(&self, kib: u32) -> u64 {
+        let owed_kib = u64::from(self.owed_kib) + u64::from(kib);
+        u64::from(self.latency_ns).saturating_add(u64::from(self.cost_ns_per_kib).saturating_mul(owed_kib))
     }
 }
 
@@ -193,11 +232,32 @@ struct Silences {
     until: Instant,
 }
 
+/// Hashes the driver's own numbers, which nobody else chooses.
+#[derive(Debug, Clone, Copy, Default)]
+struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.0 = mix(self.0 ^ u64::from(number));
+    }
+}
+
+/// Every pass asks for dozens of peers. Nothing depends on the order of the records.
+type Records = HashMap<PeerNo, Peer, BuildHasherDefault<NumberHasher>>;
+
 /// All peers. Beside the members at most [`Limits::peers`]: those that come beyond are not used. Of a member nothing is kept
 /// until it is dealt with: a cluster has thousands of which a node meets some dozens.
 #[derive(Debug, Clone)]
 pub struct Peers {
-    records: BTreeMap<PeerNo, Peer>,
+    records: Records,
     members: Arc<Members>,
     /// A member that was not dealt with.
     unmet: Peer,
@@ -210,7 +270,7 @@ impl Default for Peers {
     fn default() -> Self {
         // As if peers were as quick as one that was never asked; a few dozen answers correct it.
         Self {
-            records: BTreeMap::new(),
+            records: Records::default(),
             members: Arc::default(),
             unmet: Peer::new(&Limits::default()),
             latency_p90: P90 { ns: 10_000_000 },
@@ -221,8 +281,8 @@ impl Default for Peers {
 }
 
 /// KiB of `bytes`, at least one.
-fn kib(bytes: u64) -> u64 {
-    bytes.div_ceil(1024).max(1)
+fn kib(bytes: u64) -> u32 {
+    short(bytes.div_ceil(1024).max(1))
 }
 
 /// One step of a moving average with weight 1/8, as TCP smooths its round trips (RFC 6298).
@@ -235,7 +295,7 @@ impl Peers {
     pub fn up(&mut self, peer: PeerNo, now: Instant, limits: &Limits) -> bool {
         let Some(record) = self.record(peer, now, limits) else { return false };
         (record.up, record.heard_at) = (true, now);
-        (record.lost_until, record.silences) = (Instant::ZERO, 0);
+        record.mend(|trouble| (trouble.lost_until, trouble.silences) = (Instant::ZERO, 0));
         !record.is_banned(now)
     }
 
@@ -313,7 +373,8 @@ impl Peers {
     pub fn down(&mut self, peer: PeerNo, now: Instant, limits: &Limits) {
         let Some(record) = self.records.get_mut(&peer) else { return };
         debug_assert_eq!(record.load, Load::default(), "{peer:?} went down with asks under way");
-        (record.up, record.named, record.lost_until) = (false, false, now + limits.owner_rest);
+        (record.up, record.named) = (false, false);
+        record.trouble().lost_until = now + limits.owner_rest;
         if !record.is_banned(now) && !self.members.contains(peer) {
             self.records.remove(&peer);
         }
@@ -322,7 +383,7 @@ impl Peers {
     /// Bans the peer.
     pub fn ban(&mut self, peer: PeerNo, until: Instant) {
         if let Some(record) = self.met(peer) {
-            record.banned_until = Some(until);
+            record.trouble().banned_until = Some(until);
         }
     }
 
@@ -332,15 +393,17 @@ impl Peers {
         if record.is_banned(now) || !(record.up || record.named || self.is_member(peer)) {
             return Readiness::Gone;
         }
-        let rests = record.lost_until.max(record.slow_until);
-        if rests > now {
-            return Readiness::Resting(rests);
-        }
-        if let Some(until) = record.backoff.resting(now) {
-            return Readiness::Resting(until);
-        }
-        if record.busy_until > now {
-            return Readiness::Busy(record.busy_until);
+        if let Some(trouble) = &record.trouble {
+            let rests = trouble.lost_until.max(trouble.slow_until);
+            if rests > now {
+                return Readiness::Resting(rests);
+            }
+            if let Some(until) = trouble.backoff.resting(now) {
+                return Readiness::Resting(until);
+            }
+            if trouble.busy_until > now {
+                return Readiness::Busy(trouble.busy_until);
+            }
         }
         if record.load.has_room(class, &limits.peer) { Readiness::Ready } else { Readiness::Full }
     }
@@ -372,7 +435,7 @@ impl Peers {
     pub(crate) fn asked(&mut self, peer: PeerNo, class: Class, bytes: u64) {
         if let Some(record) = self.met(peer) {
             record.load.add(class);
-            record.owed_kib += kib(bytes);
+            record.owed_kib = record.owed_kib.saturating_add(kib(bytes));
         }
     }
 
@@ -388,10 +451,13 @@ impl Peers {
     pub(crate) fn answered(&mut self, peer: PeerNo, latency: Duration, elapsed: Duration, bytes: u64) {
         self.latency_p90.add(latency);
         if let Some(record) = self.records.get_mut(&peer) {
-            record.backoff.succeed();
-            record.busy_until = Instant::ZERO;
-            smooth(&mut record.latency_ns, nanos(latency));
-            smooth(&mut record.cost_ns_per_kib, nanos(elapsed.saturating_sub(latency)) / kib(bytes));
+            record.mend(|trouble| {
+                trouble.backoff.succeed();
+                trouble.busy_until = Instant::ZERO;
+            });
+            smooth_short(&mut record.latency_ns, nanos(latency));
+            let cost_ns = nanos(elapsed.saturating_sub(latency)) / u64::from(kib(bytes));
+            smooth_short(&mut record.cost_ns_per_kib, cost_ns);
         }
     }
 
@@ -406,10 +472,11 @@ impl Peers {
         rng: &mut Rng,
     ) {
         if let Some(record) = self.records.get_mut(&peer) {
-            record.backoff.fail(now, sent, retry_after, &limits.peer_backoff, rng);
+            record.trouble().backoff.fail(now, sent, retry_after, &limits.peer_backoff, rng);
             // As slow as it would be if it had answered a moment later, and twice as slow the next time.
             let elapsed = nanos(now.since(sent));
-            record.latency_ns = record.latency_ns.saturating_mul(2).max(elapsed).min(nanos(limits.peer_latency_max));
+            let slower = u64::from(record.latency_ns).saturating_mul(2).max(elapsed);
+            record.latency_ns = short(slower.min(nanos(limits.peer_latency_max)));
         }
     }
 
@@ -418,13 +485,13 @@ impl Peers {
     pub(crate) fn silent(&mut self, peer: PeerNo, now: Instant, limits: &Limits) {
         let record = self.records.get_mut(&peer);
         // Of one that was silent before and has said nothing since, it is the same silence.
-        if now >= self.silences.until && record.as_ref().is_none_or(|record| record.silences == 0) {
+        if now >= self.silences.until && record.as_ref().is_none_or(|record| record.silences() == 0) {
             self.silences.since = now - limits.doubt_silence;
         }
         self.silences.until = now + limits.doubt;
-        if let Some(record) = record.filter(|record| record.lost_until <= now) {
-            record.lost_until = now + limits.owner_rest * (1 << record.silences);
-            record.silences = (record.silences + 1).min(DOUBLINGS_MAX);
+        if let Some(trouble) = record.filter(|record| record.lost_until() <= now).map(Peer::trouble) {
+            trouble.lost_until = now + limits.owner_rest * (1 << trouble.silences);
+            trouble.silences = (trouble.silences + 1).min(DOUBLINGS_MAX);
         }
     }
 
@@ -432,9 +499,9 @@ impl Peers {
     pub(crate) fn alive(&mut self, peer: PeerNo, now: Instant) -> bool {
         let Some(record) = self.met(peer) else { return false };
         record.heard_at = now;
-        let was_silent = record.silences > 0;
+        let was_silent = record.silences() > 0;
         if was_silent {
-            (record.lost_until, record.silences) = (Instant::ZERO, 0);
+            record.mend(|trouble| (trouble.lost_until, trouble.silences) = (Instant::ZERO, 0));
         }
         was_silent
     }
@@ -448,7 +515,7 @@ impl Peers {
 
     /// Whether the peer rests because its connection was lost or it was silent, and nothing was heard of it since.
     pub(crate) fn is_lost(&self, peer: PeerNo, now: Instant) -> bool {
-        self.records.get(&peer).is_some_and(|record| record.lost_until > now)
+        self.records.get(&peer).is_some_and(|record| record.lost_until() > now)
     }
 
     /// When doubts end by themselves.
@@ -466,34 +533,35 @@ impl Peers {
     /// Whether the peer has brought as much as a demand ask wants within the last one or two waits for a rank: what it has not
     /// sent yet stands in line behind that.
     pub(crate) fn is_sending(&self, peer: PeerNo, now: Instant, limits: &Limits) -> bool {
-        self.brought_lately(peer, now, limits) >= limits.peer_size.demand_bytes
+        self.brought_lately_kib(peer, now, limits) >= kib(limits.peer_size.demand_bytes)
     }
 
     /// Whether the peer has brought anything within the last one or two waits for a rank.
     pub(crate) fn sends_something(&self, peer: PeerNo, now: Instant, limits: &Limits) -> bool {
-        self.brought_lately(peer, now, limits) > 0
+        self.brought_lately_kib(peer, now, limits) > 0
     }
 
-    fn brought_lately(&self, peer: PeerNo, now: Instant, limits: &Limits) -> u64 {
+    fn brought_lately_kib(&self, peer: PeerNo, now: Instant, limits: &Limits) -> u32 {
         self.records.get(&peer).map_or(0, |record| record.brought.lately(period(now, limits)))
     }
 
     /// Notes that the peer lives and leaves a reader waiting for what it has.
     pub(crate) fn slow(&mut self, peer: PeerNo, now: Instant, limits: &Limits) {
-        if let Some(record) = self.records.get_mut(&peer).filter(|record| record.slow_until <= now) {
-            if now.since(record.slow_until) > limits.claim_patience {
-                record.slow = 0;
+        let trouble = self.records.get_mut(&peer).map(Peer::trouble);
+        if let Some(trouble) = trouble.filter(|trouble| trouble.slow_until <= now) {
+            if now.since(trouble.slow_until) > limits.claim_patience {
+                trouble.slow = 0;
             }
-            record.slow_until = now + limits.owner_rest * (1 << record.slow);
-            record.slow = (record.slow + 1).min(DOUBLINGS_MAX);
+            trouble.slow_until = now + limits.owner_rest * (1 << trouble.slow);
+            trouble.slow = (trouble.slow + 1).min(DOUBLINGS_MAX);
         }
     }
 
     /// Rests the peer for as long as it asked for, within bounds.
     pub(crate) fn busy(&mut self, peer: PeerNo, now: Instant, retry_after: Duration, limits: &Limits) {
-        if let Some(record) = self.records.get_mut(&peer) {
+        if let Some(trouble) = self.records.get_mut(&peer).map(Peer::trouble) {
             let until = now + retry_after.clamp(limits.busy_min, limits.busy_max);
-            record.busy_until = record.busy_until.max(until);
+            trouble.busy_until = trouble.busy_until.max(until);
         }
     }
 
@@ -518,15 +586,16 @@ impl Peers {
     /// The peer as it is seen, without what it holds; `None` for one that is not remembered.
     pub(crate) fn view(&self, peer: PeerNo, now: Instant) -> Option<PeerView> {
         let record = self.seen(peer)?;
-        let rests = record.backoff.resting(now).unwrap_or_default().max(record.busy_until).max(record.lost_until);
-        let rests = rests.max(record.slow_until);
+        let trouble = record.trouble.as_deref().cloned().unwrap_or_default();
+        let rests = trouble.backoff.resting(now).unwrap_or_default().max(trouble.busy_until).max(trouble.lost_until);
+        let rests = rests.max(trouble.slow_until);
         Some(PeerView {
-            latency: Duration::from_nanos(record.latency_ns),
-            cost_per_kib: Duration::from_nanos(record.cost_ns_per_kib),
+            latency: Duration::from_nanos(record.latency_ns.into()),
+            cost_per_kib: Duration::from_nanos(record.cost_ns_per_kib.into()),
             asks: (record.load.demand + record.load.prefetch) as usize,
             holds: 0,
             rests: rests.since(now),
-            banned: record.banned_until.unwrap_or_default().since(now),
+            banned: trouble.banned_until.unwrap_or_default().since(now),
         })
     }
 

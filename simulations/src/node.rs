@@ -39,10 +39,22 @@ pub(crate) struct OpenAsk {
     /// The last sign of life.
     pub(crate) sign: Nanos,
     pub(crate) timeout: Nanos,
+    /// It ends then, whatever comes.
+    pub(crate) until: Nanos,
     pub(crate) bytes: u64,
     /// The spans that the registry sends.
     pub(crate) spans: std::ops::Range<u32>,
     pub(crate) flow: Option<FlowNo>,
+}
+
+impl OpenAsk {
+    /// When it ends unless there is a sign of life before. Of a peer's answer that is here as a whole only the disk is waited for.
+    pub(crate) fn due(&self) -> Nanos {
+        match self.target {
+            Target::Peer(_) if self.left.is_empty() => self.until,
+            _ => self.until.min(self.sign + self.timeout),
+        }
+    }
 }
 
 /// What one other node is being answered.
@@ -145,6 +157,8 @@ pub(crate) struct Node {
     pub(crate) armed: Option<Instant>,
     pub(crate) layers: Vec<LayerHere>,
     pub(crate) asks: BTreeMap<AskId, OpenAsk>,
+    /// When silent asks are looked for next.
+    pub(crate) silence_at: Option<Nanos>,
     pub(crate) answers: BTreeMap<(u32, AskId), Answer>,
     pub(crate) claims: BTreeMap<ClaimId, (u32, AskId)>,
     pub(crate) next_claim: u64,
@@ -198,6 +212,7 @@ impl Node {
             armed: None,
             layers: (0..layers).map(|_| LayerHere::default()).collect(),
             asks: BTreeMap::new(),
+            silence_at: None,
             answers: BTreeMap::new(),
             claims: BTreeMap::new(),
             next_claim: 0,
@@ -231,7 +246,7 @@ impl Node {
         self.up = false;
         self.life += 1;
         self.flight = Flight::new(limits);
-        (self.timer, self.armed) = (None, None);
+        (self.timer, self.armed, self.silence_at) = (None, None, None);
         self.asks = BTreeMap::new();
         self.answers = BTreeMap::new();
         self.claims = BTreeMap::new();

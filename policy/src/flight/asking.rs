@@ -76,6 +76,7 @@ impl Flight {
         let ask = self.lease(need, target, chunks.clone(), bytes, turn);
         if let Some(asked) = self.asks.get_mut(&ask).filter(|_| class == Class::Demand) {
             asked.lease_until = first_word;
+            self.lease_ends_at(first_word);
         }
         turn.out.push(Action::AskPeer { ask, peer, layer, chunks, class, want, reason, extent, timeout });
     }
@@ -208,7 +209,11 @@ impl Flight {
             last_brought: sent,
             was_pending: false,
         };
+        if ask.is_waited_for() {
+            self.note_awaited(id);
+        }
         self.asks.insert(id, ask);
+        self.lease_ends_at(lease_until);
         id
     }
 

@@ -63,12 +63,20 @@ pub(super) struct Held {
     pub(super) can_read: bool,
 }
 
+/// Claims that wait for chunks of one extent. There may be a thousand, and most of what comes is of other extents.
+#[derive(Debug, Clone, Default)]
+pub(super) struct HeldClaims {
+    pub(super) ids: BTreeSet<ClaimId>,
+    /// The extent ends here, by the longest of them.
+    pub(super) end: u32,
+}
+
 /// What this node owes to others.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Desk {
     pub(super) claims: BTreeMap<ClaimId, Claim>,
     /// Claims that are ruled on when chunks come, by the extent of these.
-    pub(super) held: BTreeMap<(DiffId, u32), BTreeSet<ClaimId>>,
+    pub(super) held: BTreeMap<(DiffId, u32), HeldClaims>,
     books: BTreeMap<(DiffId, u32), Book>,
     /// What asks that ended were to bring and did not.
     broken: BTreeMap<DiffId, Runs>,
@@ -81,7 +89,7 @@ impl Desk {
 
     pub(super) fn is_within(&self, limits: &Limits) -> bool {
         let is_held = |id: &ClaimId| self.claims.get(id).is_some_and(|claim| claim.held.is_some());
-        let held = || self.held.values().flatten();
+        let held = || self.held.values().flat_map(|waiting| &waiting.ids);
         self.claims.len() <= limits.claims && self.books.len() <= limits.books && held().all(is_held)
     }
 
@@ -112,8 +120,8 @@ impl Desk {
         let held = claim.held.take()?;
         let key = (claim.layer, held.extent.start);
         if let Some(waiting) = self.held.get_mut(&key) {
-            waiting.remove(&id);
-            if waiting.is_empty() {
+            waiting.ids.remove(&id);
+            if waiting.ids.is_empty() {
                 self.held.remove(&key);
             }
         }
@@ -256,6 +264,9 @@ impl Flight {
     fn here(&self, layer: DiffId, chunks: &Runs, claimant: PeerNo, least: Certainty) -> Runs {
         let Some(record) = self.layers.get(&layer) else { return Runs::new() };
         let mut here = chunks.intersection(&record.have);
+        if chunks.first_common(&record.leased).is_none() {
+            return here;
+        }
         for ask in record.asks.iter().filter_map(|id| self.asks.get(id)) {
             if ask.certainty >= least && ask.source != Source::Peer(claimant) {
                 here.insert_all(&chunks.intersection(&ask.chunks));

@@ -119,6 +119,7 @@ impl Flight {
     fn heard_from(&mut self, peer: PeerNo) {
         if self.peers.alive(peer, self.now) {
             self.freed.insert(peer);
+            self.dirty = true;
         }
     }
 
@@ -129,8 +130,8 @@ impl Flight {
         // Where all senders pause, nobody is quicker.
         let patience = self.limits.overtaken_patience.max(self.peers.pause_bound());
         ask.renew_pending(now, self.readings.overtake(ask).then_some(patience), &self.limits);
-        self.next_lease = self.next_lease.min(ask.lease_until);
-        let (source, layer) = (ask.source, ask.layer);
+        let (source, layer, lease_until) = (ask.source, ask.layer, ask.lease_until);
+        self.lease_ends_at(lease_until);
         if let Source::Peer(peer) = source {
             self.heard_from(peer);
         }
@@ -235,6 +236,7 @@ impl Flight {
         }
         let Some(record) = self.layers.get_mut(&layer) else { return };
         let all = 0..record.geometry.chunk_count();
+        let is_news = !record.holders.contains_key(&peer);
         let Some(holder) = record.telling_holder(peer, self.members.is_far(peer), &self.limits) else { return };
         let more = chunks.within(all).difference(&holder.chunks);
         if !more.is_empty() && !holder.chunks.is_empty() {
@@ -244,7 +246,19 @@ impl Flight {
         if holder.chunks.run_count() > self.limits.runs_per_holder {
             holder.chunks = holder.chunks.iter().take(self.limits.runs_per_holder).collect();
         }
-        self.stir_for(layer, peer, &more);
+        // Most of what others tell is here already, or wanted by nobody.
+        let is_wanted = |read: ReadId| {
+            let demand = self.reads.get(read).filter(|read| read.class == Class::Demand);
+            demand.is_some_and(|read| read.missing.first_common(&more).is_some())
+        };
+        let is_waited_for = !record.reads.all().is_empty() || !record.ahead.is_empty();
+        let may_be_wanted = is_news
+            || more.first_common(&record.ahead).is_some()
+            || record.quiet.as_ref().is_none_or(|quiet| quiet.waits_for_any(&more))
+            || record.reads.near(&more).into_iter().any(is_wanted);
+        if is_waited_for && may_be_wanted {
+            self.stir_for(layer, peer, &more);
+        }
     }
 
     fn read_needs(

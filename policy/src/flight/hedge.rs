@@ -49,12 +49,15 @@ impl Flight {
         if self.limits.hedge_percent == 0 {
             return;
         }
+        if turn.now < self.hedge_from {
+            return self.wake_at(self.hedge_from);
+        }
         let after = self.peers.latency_p90().max(self.limits.hedge_min);
         let mut due = Vec::new();
         let mut next: Option<Instant> = None;
-        for (id, ask) in &self.asks {
+        for (id, ask) in self.awaited.iter().filter_map(|id| Some((id, self.asks.get(id)?))) {
             let Source::Peer(peer) = ask.source else { continue };
-            if !ask.is_waited_for() || ask.chunks.is_empty() || !ask.shadow.is_empty() {
+            if ask.chunks.is_empty() || !ask.shadow.is_empty() {
                 continue;
             }
             let at = match ask.first_sign {
@@ -67,12 +70,20 @@ impl Flight {
                 next = Some(next.map_or(at, |next: Instant| next.min(at)));
             }
         }
+        // What is due and cannot be put to another one is looked at again whenever something happens.
+        self.hedge_from = if due.is_empty() { next.unwrap_or(Instant::NEVER) } else { turn.now };
         for (id, peer) in due {
             self.hedge_one(id, peer, after, turn);
         }
         if let Some(at) = next {
             self.wake_at(at);
         }
+    }
+
+    /// Readers wait for an ask from now on.
+    pub(super) fn note_awaited(&mut self, id: AskId) {
+        self.awaited.insert(id);
+        self.hedge_from = Instant::ZERO;
     }
 
     fn hedge_one(&mut self, id: AskId, slow: PeerNo, after: Duration, turn: &mut Turn<'_>) {

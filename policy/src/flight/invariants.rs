@@ -41,7 +41,10 @@ impl Flight {
             assert_eq!(leased, layer.leased, "the layer's leases are those of its asks");
             assert!(layer.have.intersection(&leased).is_empty(), "chunks that are here are leased");
         }
+        let awaited = self.asks.iter().filter(|(_, ask)| ask.is_waited_for()).map(|(id, _)| id);
+        assert!(awaited.eq(&self.awaited), "asks that readers wait for");
         for (id, ask) in &self.asks {
+            assert!(self.next_lease <= ask.lease_until, "{id:?} would be forgotten");
             assert!(self.layers.get(&ask.layer).is_some_and(|layer| layer.asks.contains(id)), "{id:?} has no layer");
         }
     }

@@ -68,12 +68,16 @@ pub struct Flight {
     layers: BTreeMap<DiffId, Layer>,
     reads: Reads,
     asks: BTreeMap<AskId, Ask>,
+    /// Those that readers wait for.
+    awaited: BTreeSet<AskId>,
     peers: Peers,
     origins: BTreeMap<OriginNo, OriginRecord>,
     members: Arc<Members>,
     known_owners: KnownOwners,
     desk: Desk,
     hedges: HedgeBooks,
+    /// No ask that readers wait for takes too long before.
+    hedge_from: Instant,
     unowned: Unowned,
     readings: Readings,
     /// All asks, and those to the local store.
@@ -93,7 +97,7 @@ pub struct Flight {
     wake: Wake,
     /// The timer that the driver was asked for.
     armed: Option<Instant>,
-    /// No lease ends before.
+    /// No lease ends before; most are renewed until then.
     next_lease: Instant,
     /// Something may be asked that could not be before.
     dirty: bool,
@@ -137,12 +141,14 @@ impl Flight {
             layers: BTreeMap::new(),
             reads: Reads::default(),
             asks: BTreeMap::new(),
+            awaited: BTreeSet::new(),
             peers: Peers::default(),
             origins: BTreeMap::new(),
             members: Arc::default(),
             known_owners: KnownOwners::default(),
             desk: Desk::default(),
             hedges: HedgeBooks::default(),
+            hedge_from: Instant::ZERO,
             unowned: Unowned::default(),
             readings: Readings::default(),
             total: Load::default(),
@@ -193,6 +199,7 @@ impl Flight {
             for ask in silent {
                 self.lease_ended(ask, turn);
             }
+            self.next_lease = self.asks.values().map(|ask| ask.lease_until).min().unwrap_or(Instant::NEVER);
         }
         if self.wake.first().is_some_and(|wake| wake <= turn.now) {
             self.dirty = true;
@@ -201,14 +208,17 @@ impl Flight {
 
     /// Asks for the timer, when it is needed sooner than the last time it was asked for.
     fn arm(&mut self, turn: &mut Turn<'_>) {
-        let lease = self.asks.values().map(|ask| ask.lease_until).min();
-        self.next_lease = lease.unwrap_or(Instant::NEVER);
         let deadline = self.reads.first_deadline().map(|(deadline, _)| deadline);
-        let Some(at) = [lease, deadline, self.wake.first()].into_iter().flatten().min() else { return };
+        let Some(at) = [Some(self.next_lease), deadline, self.wake.first()].into_iter().flatten().min() else { return };
         if at < Instant::NEVER && self.armed.is_none_or(|armed| at < armed) {
             self.armed = Some(at);
             turn.out.push(Action::Arm { at });
         }
+    }
+
+    /// Notes that a lease ends at a time, unless its ask shows a sign of life.
+    fn lease_ends_at(&mut self, at: Instant) {
+        self.next_lease = self.next_lease.min(at);
     }
 
     /// Notes that something may change at a time.
@@ -230,6 +240,7 @@ impl Flight {
     /// Takes an ask out of all books. Its chunks may be asked for again.
     fn drop_ask(&mut self, id: AskId) -> Option<Ask> {
         let ask = self.asks.remove(&id)?;
+        self.awaited.remove(&id);
         self.total.sub(ask.class);
         match ask.source {
             Source::Local => self.local.sub(ask.class),

@@ -41,6 +41,16 @@ pub(super) struct Quest {
     /// When its first chunk was wanted.
     since: Instant,
     used: Instant,
+    /// Questions to owners since something came, and when the last was asked.
+    asked: u32,
+    asked_at: Instant,
+    /// A start on an image of 10 GB has thousands of quests, and most of them are never told anything.
+    told: Option<Box<Told>>,
+}
+
+/// What came of the questions to the owners of an extent, but for chunks and names of holders.
+#[derive(Debug, Clone, Default)]
+struct Told {
     /// Owners that are passed over, and until when.
     failed: Vec<(PeerNo, Instant)>,
     /// What this node was told to get itself: from the owner among all, and from the registry.
@@ -51,22 +61,45 @@ pub(super) struct Quest {
     nobody_owns: bool,
     /// What those whom the owner named did not have.
     vain: Runs,
-    /// Questions to owners since something came, and when the last was asked.
-    asked: u32,
-    asked_at: Instant,
 }
 
-impl Quest {
-    fn has_failed(&self, peer: PeerNo, now: Instant) -> bool {
-        self.failed.iter().any(|(other, until)| *other == peer && *until > now)
-    }
-
+impl Told {
     fn fail(&mut self, peer: PeerNo, until: Instant) {
         self.failed.retain(|(other, _)| *other != peer);
         if self.failed.len() >= FAILED_MAX {
             self.failed.remove(0);
         }
         self.failed.push((peer, until));
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.vain.is_empty() && self.delegated_until <= now && self.failed.iter().all(|(_, until)| *until <= now)
+    }
+}
+
+impl Quest {
+    fn told(&mut self) -> &mut Told {
+        self.told.get_or_insert_default()
+    }
+
+    fn has_failed(&self, peer: PeerNo, now: Instant) -> bool {
+        let mut failed = self.told.iter().flat_map(|told| &told.failed);
+        failed.any(|(other, until)| *other == peer && *until > now)
+    }
+
+    /// What owners have left to this node, while that holds.
+    fn delegated(&self, now: Instant) -> Option<&Told> {
+        self.told.as_deref().filter(|told| told.delegated_until > now)
+    }
+
+    /// What of `wanted` those whom the owner named did not have.
+    fn vain(&self, wanted: &Runs) -> Runs {
+        self.told.as_ref().map(|told| wanted.intersection(&told.vain)).unwrap_or_default()
+    }
+
+    /// Whether nothing is left to be remembered of it.
+    fn is_over(&self, now: Instant) -> bool {
+        self.asked == 0 && self.told.as_ref().is_none_or(|told| told.is_over(now))
     }
 }
 
@@ -230,8 +263,7 @@ impl Flight {
             );
             let was_named =
                 record.holders.get(&peer).is_some_and(|holder| chunks.difference(&holder.promised).is_empty());
-            let asked_in_vain =
-                record.quests.get(&extent.start).is_some_and(|quest| chunks.first_common(&quest.vain).is_some());
+            let asked_in_vain = record.quests.get(&extent.start).is_some_and(|quest| !quest.vain(&chunks).is_empty());
             if chunks.is_empty() || !can_say || was_named || asked_in_vain {
                 continue;
             }
@@ -253,7 +285,7 @@ impl Flight {
         let record = self.layers.get_mut(&layer)?;
         let fresh = || Quest { since: now, used: now, ..Quest::default() };
         let quest = record.quests.entry(extent.start).or_insert_with(fresh);
-        if now > quest.used + forgotten && now > quest.delegated_until {
+        if now > quest.used + forgotten && quest.delegated(now).is_none() {
             *quest = fresh();
         }
         quest.used = now;
@@ -267,11 +299,14 @@ impl Flight {
         while let Some(chunk) = arrived.within(at..u32::MAX).first().map(|run| run.start) {
             let Some(extent) = record.geometry.extent_of(chunk, self.limits.extent_bytes) else { return };
             at = extent.end;
-            if record.have.contains_all(extent.clone()) {
+            let Some(quest) = record.quests.get_mut(&extent.start) else { continue };
+            // The next want of the extent has a turn of its own.
+            (quest.since, quest.asked) = (self.now, 0);
+            if let Some(told) = &mut quest.told {
+                told.vain.remove_all(arrived);
+            }
+            if quest.is_over(self.now) || record.have.contains_all(extent.clone()) {
                 record.quests.remove(&extent.start);
-            } else if let Some(quest) = record.quests.get_mut(&extent.start) {
-                // The next want of the extent has a turn of its own.
-                (quest.since, quest.asked) = (self.now, 0);
             }
         }
     }
@@ -279,9 +314,9 @@ impl Flight {
     /// Chunks of the extent that an owner of `duty` left to this node.
     pub(super) fn delegated(&self, layer: DiffId, extent: &ChunkRange, duty: Duty, now: Instant) -> Runs {
         let quest = self.layers.get(&layer).and_then(|record| record.quests.get(&extent.start));
-        match quest.filter(|quest| quest.delegated_until > now) {
-            Some(quest) if duty == Duty::Cluster => quest.for_cluster.clone(),
-            Some(quest) => quest.for_zone.clone(),
+        match quest.and_then(|quest| quest.delegated(now)) {
+            Some(told) if duty == Duty::Cluster => told.for_cluster.clone(),
+            Some(told) => told.for_zone.clone(),
             None => Runs::new(),
         }
     }
@@ -329,8 +364,9 @@ impl Flight {
             let until = now + self.limits.claim_patience;
             if let Some(quest) = self.quest(need.layer, extent, now) {
                 // As if an owner had left it to this node.
-                quest.for_cluster.insert(extent.clone());
-                (quest.delegated_until, quest.nobody_owns) = (until, true);
+                let told = quest.told();
+                told.for_cluster.insert(extent.clone());
+                (told.delegated_until, told.nobody_owns) = (until, true);
             }
             return Step::Origin;
         }
@@ -346,7 +382,7 @@ impl Flight {
         let Some(extent) = extent else { return Reason::NoSwarm };
         let quest = self.layers.get(&need.layer).and_then(|record| record.quests.get(&extent.start));
         if self.delegated(need.layer, &extent, Duty::Cluster, now).contains(chunk) {
-            let nobody_owns = quest.is_some_and(|quest| quest.nobody_owns);
+            let nobody_owns = quest.and_then(|quest| quest.delegated(now)).is_some_and(|told| told.nobody_owns);
             return if nobody_owns { Reason::NobodyOwns } else { Reason::Delegated };
         }
         self.rank(need.layer, &extent, Duty::Cluster).map_or(Reason::NobodyOwns, |rank| Reason::OwnTurn { rank })
@@ -411,11 +447,13 @@ impl Flight {
         let runs = self.limits.runs_per_ask;
         let can_read = self.can_read(need.layer);
         let Some(record) = self.layers.get_mut(&need.layer) else { return wanted.clone() };
-        let vain = record.quests.get(&extent.start).map(|quest| wanted.intersection(&quest.vain)).unwrap_or_default();
+        let vain = record.quests.get(&extent.start).map(|quest| quest.vain(wanted)).unwrap_or_default();
         let again = !vain.is_empty();
         let chunks = cut_chunks(&record.geometry, if again { &vain } else { wanted }, size, runs);
         if let Some(quest) = record.quests.get_mut(&extent.start) {
-            quest.vain.remove_all(&chunks);
+            if again {
+                quest.told().vain.remove_all(&chunks);
+            }
             (quest.asked, quest.asked_at) = (quest.asked.saturating_add(1), turn.now);
         }
         let owners = self.owners(need.layer, extent.start, duty);
@@ -430,7 +468,7 @@ impl Flight {
     pub(super) fn pass_over(&mut self, ask: &Ask, peer: PeerNo, until: Instant) {
         let extent = ask.extent.clone();
         if let Some(quest) = self.quest(ask.layer, &extent, self.now) {
-            quest.fail(peer, until);
+            quest.told().fail(peer, until);
         }
     }
 
@@ -447,12 +485,13 @@ impl Flight {
 
     /// Whoever was named did not have the chunks: the owner has to know when it is asked again.
     pub(super) fn named_in_vain(&mut self, layer: DiffId, chunks: &Runs) {
-        let extent_bytes = self.limits.extent_bytes;
-        let Some(record) = self.layers.get_mut(&layer) else { return };
+        if !self.members.is_swarm() {
+            return;
+        }
         for run in chunks.iter() {
-            let Some(extent) = record.geometry.extent_of(run.start, extent_bytes) else { continue };
-            if let Some(quest) = record.quests.get_mut(&extent.start) {
-                quest.vain.insert_all(&chunks.within(extent));
+            let Some(extent) = self.extent_of(layer, run.start) else { continue };
+            if let Some(quest) = self.quest(layer, &extent, self.now) {
+                quest.told().vain.insert_all(&chunks.within(extent));
             }
         }
     }
@@ -492,17 +531,19 @@ impl Flight {
         let until = now + self.limits.claim_patience;
         self.release(id, chunks);
         let Some(quest) = self.quest(layer, &extent, now) else { return };
-        if quest.delegated_until <= now {
-            quest.for_zone = Runs::new();
-            quest.for_cluster = Runs::new();
+        let is_delegated = quest.delegated(now).is_some();
+        let told = quest.told();
+        if !is_delegated {
+            told.for_zone = Runs::new();
+            told.for_cluster = Runs::new();
         }
         let delegated = match duty {
-            Duty::Zone => &mut quest.for_zone,
-            Duty::Cluster => &mut quest.for_cluster,
+            Duty::Zone => &mut told.for_zone,
+            Duty::Cluster => &mut told.for_cluster,
         };
         let left = chunks.within(extent);
         delegated.insert_all(&left);
-        (quest.delegated_until, quest.nobody_owns) = (until, false);
+        (told.delegated_until, told.nobody_owns) = (until, false);
         self.stir_chunks(layer, &left);
     }
 

@@ -45,6 +45,11 @@ pub(super) struct Quiet {
 }
 
 impl Quiet {
+    /// Whether some of these were wanted and not asked for.
+    pub(super) fn waits_for_any(&self, chunks: &Runs) -> bool {
+        chunks.first_common(&self.left).is_some()
+    }
+
     /// Something has changed for these chunks.
     fn look_again(&mut self, chunks: &Runs) {
         self.look.insert_all(chunks);
@@ -109,14 +114,14 @@ impl Flight {
             let need = Need { layer: read.layer, class, since, place: Some(place), acts_for: read.acts_for };
             let Some(pass) = passes.get_mut(&need.layer) else { continue };
             pass.has_begun = true;
-            self.serve_prefetch_read(id, &need, pass, turn);
+            let was_looked_at = self.serve_prefetch_read(id, &need, pass, turn);
             if !self.has_prefetch_room() {
                 // The rest is looked at by the next pass.
                 passes.retain(|layer, pass| pass.has_begun && *layer != need.layer);
                 next = place;
                 break;
             }
-            if self.reads.get(id).is_some() && self.is_exhausted(&need, true, turn.now) {
+            if was_looked_at && self.reads.get(id).is_some() && self.is_exhausted(&need, true, turn.now) {
                 open.remove(&need.layer);
             }
         }
@@ -130,14 +135,14 @@ impl Flight {
         self.total.has_room(Class::Prefetch, &self.limits.total)
     }
 
-    /// Asks for what one read wants, as far as it can be asked for.
-    fn serve_prefetch_read(&mut self, id: ReadId, need: &Need, pass: &mut Pass, turn: &mut Turn<'_>) {
-        let Some((read, record)) = self.reads.get(id).zip(self.layers.get(&need.layer)) else { return };
+    /// Asks for what one read wants, as far as it can be asked for. Says whether it wants anything.
+    fn serve_prefetch_read(&mut self, id: ReadId, need: &Need, pass: &mut Pass, turn: &mut Turn<'_>) -> bool {
+        let Some((read, record)) = self.reads.get(id).zip(self.layers.get(&need.layer)) else { return false };
         let missing = pass.seen(&read.missing);
         let mut wanted = missing.difference(&record.leased);
         wanted.insert_all(&self.unsure(record, &missing, need.acts_for));
         if wanted.is_empty() {
-            return;
+            return false;
         }
         let others_wake = std::mem::take(&mut self.wake);
         self.taken_owners.clear();
@@ -158,6 +163,7 @@ impl Flight {
         if dead_end {
             self.fail_read(id, FailReason::Refused, turn);
         }
+        true
     }
 
     /// What a pass could not ask for waits from now on. It has not come to the reads from the place `unseen` on.

@@ -63,7 +63,9 @@ impl Flight {
         let key = (asked.layer, asked.extent.start);
         let book = self.desk.book(asked.layer, asked.extent.start, turn.now, &self.limits);
         let again = book.comes_back(asked.peer, &chunks) || again;
-        self.desk.held.entry(key).or_default().insert(asked.claim);
+        let waiting = self.desk.held.entry(key).or_default();
+        waiting.ids.insert(asked.claim);
+        waiting.end = waiting.end.max(asked.extent.end);
         if let Some(record) = self.desk.claims.get_mut(&asked.claim) {
             record.awaited.insert_all(&chunks);
             record.held = Some(Held { extent: asked.extent.clone(), chunks, again, can_read });
@@ -72,7 +74,9 @@ impl Flight {
 
     /// Chunks have come: of those who wait for them some are served here, and the others sent to these.
     pub(super) fn rule_on_held(&mut self, layer: DiffId, arrived: &Runs, turn: &mut Turn<'_>) {
-        let extents: Vec<u32> = self.desk.held.range((layer, 0)..=(layer, u32::MAX)).map(|(key, _)| key.1).collect();
+        let held = self.desk.held.range((layer, 0)..=(layer, u32::MAX));
+        let touched = held.filter(|((_, start), waiting)| arrived.intersects(&(*start..waiting.end)));
+        let extents: Vec<u32> = touched.map(|(key, _)| key.1).collect();
         for extent in extents {
             self.rule_on_extent(layer, extent, arrived, turn);
         }
@@ -80,7 +84,8 @@ impl Flight {
 
     fn rule_on_extent(&mut self, layer: DiffId, extent: u32, arrived: &Runs, turn: &mut Turn<'_>) {
         let key = (layer, extent);
-        let Some(ids) = self.desk.held.get_mut(&key) else { return };
+        let Some(held) = self.desk.held.get_mut(&key) else { return };
+        let ids = &mut held.ids;
         let mut waiting = Vec::new();
         for id in ids.clone() {
             let Some(claim) = self.desk.claims.get_mut(&id) else { continue };

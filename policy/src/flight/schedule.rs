@@ -174,7 +174,7 @@ impl Flight {
         let need = Need { layer: read.layer, class, since, place, acts_for: read.acts_for };
         let mut wanted = read.missing.difference(&record.leased);
         wanted.insert_all(&self.unsure(record, &read.missing, read.acts_for));
-        let mut look_again = None;
+        let (mut look_again, mut joined) = (None, Vec::new());
         let rank_wait = self.rank_wait();
         for id in &record.overtakable {
             let Some(ask) = self.asks.get_mut(id) else { continue };
@@ -193,12 +193,17 @@ impl Flight {
                 far.remove(near);
                 if far.chunk_count() < before {
                     ask.join(now, stall);
+                    joined.push((*id, ask.lease_until));
                     if ask.first_sign.is_none() {
                         look_again = Some(look_again.map_or(patient_until, |at: Instant| at.min(patient_until)));
                     }
                 }
             }
             wanted.insert_all(&far);
+        }
+        for (ask, lease_until) in joined {
+            self.note_awaited(ask);
+            self.lease_ends_at(lease_until);
         }
         if let Some(at) = look_again {
             self.wake_at(at);
@@ -351,11 +356,25 @@ impl Flight {
     ) -> Option<(PeerNo, Runs)> {
         let record = self.layers.get(&need.layer)?;
         let limits = &self.limits;
-        // Whole offers are long, and of most holders nothing but their first chunk matters.
-        let ready = || survey.ready.iter().filter_map(|peer| Some((*peer, record.holders.get(peer)?)));
-        let first = ready().filter_map(|(_, holder)| holder.first_offered(wanted, asker)).min()?;
-        let offering = ready().filter(|(_, holder)| holder.offers(first, asker));
-        let candidates: Vec<PeerNo> = offering.map(|(peer, _)| peer).collect();
+        // Whole offers are long, and of most holders nothing but their first chunk matters. Both lists are in order of peers.
+        let mut ready = survey.ready.iter().peekable();
+        let mut first = u32::MAX;
+        let mut candidates: Vec<PeerNo> = Vec::new();
+        for (peer, holder) in &record.holders {
+            while ready.next_if(|next| *next < peer).is_some() {}
+            let Some(_) = ready.next_if_eq(&peer) else { continue };
+            let Some(offered) = holder.first_offered(wanted, asker) else { continue };
+            if offered < first {
+                candidates.clear();
+                first = offered;
+            }
+            if offered == first {
+                candidates.push(*peer);
+            }
+        }
+        if candidates.is_empty() {
+            return None;
+        }
         let size = limits.peer_size.bytes(need.class);
         let peer = self.peers.choose(&candidates, size.min(record.bytes(wanted)), need.class, limits, turn.rng)?;
         let offer = record.holders.get(&peer)?.offer(wanted, asker);

@@ -182,6 +182,11 @@ impl Holder {
         self.chunks.is_empty() && self.promised.is_empty()
     }
 
+    /// Whether anything is known of it.
+    fn is_worth_keeping(&self) -> bool {
+        !self.is_empty() || self.denied_until.is_some()
+    }
+
     /// Whether it has said what it has.
     fn has_told(&self) -> bool {
         !self.chunks.is_empty()
@@ -210,11 +215,6 @@ impl Holder {
     pub(super) fn first_offered(&self, wanted: &Runs, asker: Asker) -> Option<u32> {
         let offers = [self.told(asker), self.promised_to(asker)];
         offers.into_iter().filter_map(|offer| wanted.first_common(offer)).min()
-    }
-
-    /// Whether [`Self::offer`] has a chunk that is wanted.
-    pub(super) fn offers(&self, chunk: u32, asker: Asker) -> bool {
-        self.told(asker).contains(chunk) || self.promised_to(asker).contains(chunk)
     }
 
     /// Takes [`Self::offer`] out of `wanted`.
@@ -359,12 +359,16 @@ impl Layer {
 
     /// What an owner has promised of these chunks matters no more: they are here.
     pub(super) fn redeem_promises(&mut self, arrived: &Runs) {
-        self.holders.retain(|_, holder| {
+        let mut is_done = false;
+        for holder in self.holders.values_mut() {
             if holder.promised.first_common(arrived).is_some() {
                 holder.promised.remove_all(arrived);
+                is_done |= !holder.is_worth_keeping();
             }
-            !holder.is_empty() || holder.denied_until.is_some()
-        });
+        }
+        if is_done {
+            self.holders.retain(|_, holder| holder.is_worth_keeping());
+        }
     }
 
     /// The record of a peer that says what it has, if there is room for one.
@@ -380,7 +384,8 @@ impl Layer {
     pub(super) fn named_holder(&mut self, peer: PeerNo, is_far: bool, now: Instant, limits: &Limits) -> &mut Holder {
         if !self.holders.contains_key(&peer) {
             let named = || self.holders.iter().filter(|(_, holder)| !holder.has_told());
-            if named().count() >= limits.named_per_layer
+            if self.holders.len() >= limits.named_per_layer
+                && named().count() >= limits.named_per_layer
                 && let Some(first) = named().min_by_key(|(_, holder)| holder.named).map(|(peer, _)| *peer)
             {
                 self.holders.remove(&first);

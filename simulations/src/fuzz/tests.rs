@@ -3,7 +3,7 @@
 use super::*;
 
 /// Of [`the_fingerprint_is_the_pinned_one`].
-const PINNED: &str = "d033123a0cbb2feb3e78cae53d526d1c663397bbc91d6357a319a2dc248431be";
+const PINNED: &str = "e08cb861180f08337db2df58e3672e488a2aae5fd6d37a3af184f6cb7ddd16de";
 
 /// Seeds that are tried, without and with each error on purpose.
 const SEEDS: u64 = 200;

@@ -101,11 +101,9 @@ impl World {
         }
     }
 
-    fn begin_ask(&mut self, no: u32, ask: AskId, open: OpenAsk) {
-        let node = &mut self.nodes[no as usize];
-        let (life, timeout) = (node.life, open.timeout);
-        node.asks.insert(ask, open);
-        self.queue.after(timeout, Happening::Silent { node: no, life, ask });
+    pub(super) fn begin_ask(&mut self, no: u32, ask: AskId, open: OpenAsk) {
+        self.look_for_silence_at(no, open.due());
+        self.nodes[no as usize].asks.insert(ask, open);
     }
 
     fn ask_peer(&mut self, no: u32, peer: PeerNo, word: Word, timeout: Nanos) {
@@ -119,14 +117,12 @@ impl World {
             batch: Runs::new(),
             sign: self.queue.now(),
             timeout,
+            until: self.queue.now() + PEER_ASK_MAX,
             bytes: 0,
             spans: 0..0,
             flow: None,
         };
         self.begin_ask(no, ask, open);
-        let life = self.nodes[no as usize].life;
-        let outcome = Box::new(Outcome::Failed { class: ErrorClass::Transient, retry_after: None });
-        self.queue.after(PEER_ASK_MAX, Happening::Ends { node: no, life, ask, outcome });
         self.say(no, peer.0, word);
     }
 
@@ -140,6 +136,7 @@ impl World {
             batch: Runs::new(),
             sign: self.queue.now(),
             timeout: PEER_ASK_MAX,
+            until: Nanos::MAX,
             bytes: 0,
             spans: 0..0,
             flow: None,
@@ -228,8 +225,8 @@ impl World {
                 open.bytes += bytes;
             }
             let diff_id = self.shape.layers[usize::from(layer)].diff_id;
-            self.tell(no, Event::Arrived { layer: diff_id, chunks });
-            self.grown(no, layer);
+            self.tell(no, Event::Arrived { layer: diff_id, chunks: chunks.clone() });
+            self.grown(no, layer, &chunks);
             if under_way && from == From::Peer {
                 self.tell(no, Event::AskProgress { ask });
             }
@@ -258,19 +255,32 @@ impl World {
         }
     }
 
-    /// Whether an ask has been without a sign of life for too long.
-    pub(super) fn is_silent(&mut self, no: u32, ask: AskId) {
-        let Some(open) = self.nodes[no as usize].asks.get(&ask) else { return };
-        let due = open.sign + open.timeout;
-        if due > self.queue.now() {
-            let life = self.nodes[no as usize].life;
-            return self.queue.at(due, Happening::Silent { node: no, life, ask });
+    /// Plans to look for asks that are silent, unless that is planned for no later time. One plan for a node, not for each ask: a
+    /// start makes thousands of asks, and plans are never taken back.
+    fn look_for_silence_at(&mut self, no: u32, at: Nanos) {
+        let node = &mut self.nodes[no as usize];
+        if node.silence_at.is_none_or(|planned| at < planned) {
+            node.silence_at = Some(at);
+            let life = node.life;
+            self.queue.at(at, Happening::Silent { node: no, life });
         }
-        // All that was asked for is here and waits for the disk only.
-        if open.left.is_empty() && matches!(open.target, Target::Peer(_)) {
+    }
+
+    /// Ends the asks that have been without a sign of life for too long.
+    pub(super) fn end_silent(&mut self, no: u32) {
+        let now = self.queue.now();
+        let node = &mut self.nodes[no as usize];
+        if node.silence_at.is_none_or(|planned| planned > now) {
             return;
         }
-        self.ask_ends(no, ask, Outcome::Failed { class: ErrorClass::Transient, retry_after: None });
+        node.silence_at = None;
+        let silent: Vec<AskId> = node.asks.iter().filter(|(_, open)| open.due() <= now).map(|(ask, _)| *ask).collect();
+        for ask in silent {
+            self.ask_ends(no, ask, Outcome::Failed { class: ErrorClass::Transient, retry_after: None });
+        }
+        if let Some(at) = self.nodes[no as usize].asks.values().map(OpenAsk::due).min() {
+            self.look_for_silence_at(no, at);
+        }
     }
 
     /// An ask is over, and the policy hears of it, once.

@@ -82,8 +82,8 @@ pub(crate) enum Happening {
     Lost { node: u32, life: u32, peer: u32 },
     /// The policy's timer.
     Timer { node: u32, life: u32 },
-    /// Whether an ask was silent for too long.
-    Silent { node: u32, life: u32, ask: AskId },
+    /// Asks that were silent for too long end.
+    Silent { node: u32, life: u32 },
     /// An answer is still waited for.
     Waits { node: u32, life: u32, from: u32, ask: AskId },
     /// Chunks are in the store.
@@ -298,7 +298,7 @@ impl World {
             Happening::Connected { nodes, lives } => self.connected(nodes, lives),
             Happening::Lost { node, peer, .. } => self.heard_of_loss(node, peer),
             Happening::Timer { node, .. } => self.timer(node),
-            Happening::Silent { node, ask, .. } => self.is_silent(node, ask),
+            Happening::Silent { node, .. } => self.end_silent(node),
             Happening::Waits { node, from, ask, .. } => self.still_waits(node, from, ask),
             Happening::Stored { node, batch, .. } => self.stored(node, *batch),
             Happening::Ends { node, ask, outcome, .. } => self.ask_ends(node, ask, *outcome),
@@ -327,7 +327,7 @@ impl World {
             | Happening::Chunk { node, life, .. }
             | Happening::Piece { node, life, .. }
             | Happening::ClaimGone { node, life, .. }
-            | Happening::Silent { node, life, .. }
+            | Happening::Silent { node, life }
             | Happening::Waits { node, life, .. }
             | Happening::Stored { node, life, .. }
             | Happening::Ends { node, life, .. }

@@ -73,15 +73,15 @@ impl World {
             batch: Runs::new(),
             sign: self.queue.now(),
             timeout,
+            until: Nanos::MAX,
             bytes: 0,
             spans,
             flow: None,
         };
+        self.begin_ask(no, ask, open);
         let node = &mut self.nodes[no as usize];
         let life = node.life;
         node.counts.registry_asks += 1;
-        node.asks.insert(ask, open);
-        self.queue.after(timeout, Happening::Silent { node: no, life, ask });
         let twice = self.sabotage == Some(Sabotage::DoubleOriginFetch);
         for _ in 0..1 + u32::from(twice) {
             self.queue.after(self.scenario.registry.latency.0, Happening::Registry { node: no, life, ask });

@@ -206,11 +206,11 @@ impl World {
     }
 
     /// A layer has grown: what was given may be here.
-    pub(super) fn grown(&mut self, no: u32, layer: u16) {
+    pub(super) fn grown(&mut self, no: u32, layer: u16, chunks: &Runs) {
         let node = &mut self.nodes[no as usize];
         let mut waiting = Vec::new();
         for (key, answer) in &mut node.answers {
-            if answer.layer == layer && !answer.given.is_empty() {
+            if answer.layer == layer && answer.given.first_common(chunks).is_some() {
                 answer.looks = true;
                 waiting.push(*key);
             }

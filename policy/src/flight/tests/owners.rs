@@ -188,6 +188,22 @@ fn whom_an_owner_names_is_asked_and_in_vain_is_said_so() {
 }
 
 #[test]
+fn a_quest_is_forgotten_when_something_comes_and_what_was_in_vain_is_not() {
+    let (mut node, owners) = member_with_rank(None);
+    let quests = |node: &Node| node.flight.layers[&LAYER].quests.len();
+    let ask = the_ask(&node.demand(0..2));
+    let asked = node.tell(Event::AskReferred { ask, chunks: Runs::one(0..2), peers: vec![owners[2]] });
+    assert_eq!(quests(&node), 1);
+    node.arrived(20..21);
+    assert_eq!(quests(&node), 0, "the owner has left nothing to this node, and nobody has failed");
+    let again = node.ended(the_ask(&asked), Outcome::Lacks { chunks: Runs::one(0..2) });
+    let says_so = |action: &Action| matches!(action, Action::AskPeer { want: Want::Owner { again: true, .. }, .. });
+    assert!(again.iter().any(says_so), "{again:?}");
+    node.arrived(0..2);
+    assert_eq!(quests(&node), 0);
+}
+
+#[test]
 fn a_registry_that_rests_by_the_word_of_an_owner_is_left_alone() {
     let (mut node, _) = member_with_rank(Some(0));
     // Another extent's owner is told to wait.

@@ -569,3 +569,23 @@ fn what_waits_for_a_full_peer_is_asked_of_it_alone_when_it_has_room_and_of_other
     node.arrived(0..2);
     assert_eq!(words(&node.ended(first, Outcome::Done { bytes: 2 * CHUNK })), ["peer 1 2..4"]);
 }
+
+#[test]
+fn news_of_what_nobody_waits_for_make_nobody_look_again() {
+    let mut node = Node::with_layer();
+    node.holder(A, 0..1);
+    let told = |node: &mut Node, chunks| node.tell(Event::PeerHas { peer: A, layer: LAYER, chunks: Runs::one(chunks) });
+    let changes = |node: &Node| node.flight.layers[&LAYER].changes;
+    node.tell(Event::HoldersFound { layer: LAYER });
+    node.demand(100..102);
+    node.prefetch(200..202);
+    let before = changes(&node);
+    assert_eq!(told(&mut node, 300..310), []);
+    assert_eq!(changes(&node), before, "nobody wants these");
+    told(&mut node, 101..102);
+    assert_ne!(changes(&node), before, "a reader waits for this one");
+    node.holder(B, 0..1);
+    let before = changes(&node);
+    node.tell(Event::PeerHas { peer: B, layer: LAYER, chunks: Runs::one(201..202) });
+    assert_eq!(changes(&node), before, "prefetch has asked for it");
+}
