@@ -57,8 +57,10 @@ pub struct StallTime {
 pub struct Limits {
     /// Layers that are open at once.
     pub layers: usize,
-    /// Peers that are remembered, up or banned.
+    /// Peers that are remembered, up or banned, beside members.
     pub peers: usize,
+    /// Peers of which is remembered what they were like before members that have long been quiet are forgotten.
+    pub peers_met: usize,
     /// Holders of one layer of which is remembered what they have.
     pub holders_per_layer: usize,
     /// Holders of one layer that owners have named and of which nothing else is known.
@@ -229,6 +231,8 @@ impl Default for Limits {
             // 40 images of 100 layers.
             layers: 4096,
             peers: 1024,
+            // As many as a hash table of 2,048 places takes. A node may meet each of 10,000 that start at once.
+            peers_met: 1792,
             // The partners that exchange have-maps (design, section 6).
             holders_per_layer: 32,
             // An owner names up to four, for a few chunks, and a start asks some thirty owners at once. With 32 of both kinds 200 nodes that
@@ -303,7 +307,9 @@ impl Default for Limits {
             direct_claimants: 4,
             claimant_memory: Duration::from_secs(10),
             referral_peers: 4,
-            claims: 1024,
+            // Twice as many as the exchange holds: that one has ended is said later than the next one comes, and a claimant beyond this
+            // passes the owner over (docs/decisions/0022).
+            claims: 2048,
             // An image of 10 GB has 2,500 extents.
             books: 8192,
             claim_patience: Duration::from_secs(30),

@@ -11,8 +11,11 @@ use crate::event::PeerNo;
 use crate::limits::Limits;
 use crate::time::Instant;
 
-/// Claimants and delegations remembered of one extent, and peers that one claimant was sent to. Of a thousand claimants that come
-/// together this many are served by the owner.
+/// Claimants that were given something remembered of one extent. Of ten thousand that come together a hundred are served by the owner,
+/// and others than these where they read other chunks of the extent.
+const GIVEN_MAX: usize = 256;
+/// Claimants remembered of one extent while some of them were only sent away; delegations of it, and peers that one claimant was sent
+/// to.
 const REMEMBERED_MAX: usize = 64;
 
 /// What a claimant of an extent was answered.
@@ -70,13 +73,19 @@ impl Book {
         self.delegated.retain(|(_, at, _)| *at >= delegated);
     }
 
-    /// The record of a claimant, as the latest one. Those that were only sent away make room first.
+    /// The record of a claimant, as the latest one. Those that were only sent away make room first, and then those that others were
+    /// sent to most often.
     fn claimant(&mut self, peer: PeerNo, now: Instant) -> &mut Claimant {
         let place = self.claimants.iter().position(|claimant| claimant.peer == peer);
         let known = place.and_then(|place| self.claimants.remove(place));
         if known.is_none() && self.claimants.len() >= REMEMBERED_MAX {
             let sent = self.claimants.iter().position(|claimant| claimant.given.is_empty());
-            self.claimants.remove(sent.unwrap_or_default());
+            let places = self.claimants.iter().enumerate().rev();
+            let is_full = self.claimants.len() >= GIVEN_MAX;
+            let named_most = || places.max_by_key(|(_, claimant)| claimant.named).filter(|_| is_full);
+            if let Some(place) = sent.or_else(|| named_most().map(|(place, _)| place)) {
+                self.claimants.remove(place);
+            }
         }
         let fresh = || Claimant { peer, at: now, given: Runs::new(), sent: Runs::new(), to: VecDeque::new(), named: 0 };
         self.claimants.push_back(Claimant { at: now, ..known.unwrap_or_else(fresh) });
@@ -84,11 +93,11 @@ impl Book {
         &mut self.claimants[last]
     }
 
-    /// Whether the next claimant of a chunk is served by the owner: the first few are, and then so many that each of them serves
-    /// as many others.
-    pub(super) fn is_served_here(&self, chunk: u32, limits: &Limits) -> bool {
+    /// Whether the next claimant of a chunk is served by the owner when it could be sent to `others`: the first few are, and then so
+    /// many that each of them serves as many others. Of those that were given it some may be forgotten.
+    pub(super) fn is_served_here(&self, chunk: u32, others: usize, limits: &Limits) -> bool {
         let Answers { given, all } = self.answers.get(&chunk).copied().unwrap_or_default();
-        (given as usize) < limits.direct_claimants || given < all.isqrt()
+        (given as usize).min(others) < limits.direct_claimants || given < all.isqrt()
     }
 
     fn note_answers(&mut self, chunks: &Runs, given: u32) {

@@ -17,7 +17,7 @@ use hermes_image::ids::{ChunkRange, DiffId};
 use hermes_image::runs::Runs;
 
 use super::books::Book;
-use super::table::Certainty;
+use super::table::{Certainty, ForOthers};
 use super::{Flight, Turn};
 use crate::class::Class;
 use crate::event::{Action, ClaimId, PeerNo, ReadId, Ruling, Source, Want};
@@ -179,11 +179,24 @@ impl Flight {
                 if let Some((left_here, duty)) = left {
                     lacking.remove_all(&left_here);
                     self.give(claim, left_here.clone(), turn);
-                    self.read_for(&asked, left_here, duty, turn);
+                    self.read_for(&asked, left_here, ForOthers { duty, again: false }, turn);
                 }
                 rule(claim, Ruling::Lacks(lacking), turn);
             }
             Want::Owner { duty, again, can_read } => self.claimed_of_owner(&asked, duty, again, can_read, turn),
+        }
+        self.end_if_settled(claim);
+    }
+
+    /// Forgets a claim that waits for nothing more. Of thousands that come at once most are sent to others in the same moment, and
+    /// [`Event::ClaimEnded`](crate::event::Event) says so later than the next ones come.
+    pub(super) fn end_if_settled(&mut self, id: ClaimId) {
+        let Some(claim) = self.desk.claims.get(&id) else { return };
+        let is_here = |chunks: &Runs, layer| {
+            chunks.is_empty() || self.layers.get(layer).is_some_and(|layer| chunks.difference(&layer.have).is_empty())
+        };
+        if claim.held.is_none() && self.reads.get(read_of(id)).is_none() && is_here(&claim.awaited, &claim.layer) {
+            self.desk.claims.remove(&id);
         }
     }
 
@@ -226,7 +239,7 @@ impl Flight {
         if !rest.is_empty() {
             // What is on its way is got anew should that end.
             self.hold(asked, again, claimant_can_read, rest.clone(), turn);
-            self.read_for(asked, rest, duty, turn);
+            self.read_for(asked, rest, ForOthers { duty, again }, turn);
         }
     }
 
@@ -297,10 +310,10 @@ impl Flight {
     }
 
     /// Gets chunks for a claim, as if a reader here wanted them.
-    fn read_for(&mut self, asked: &Asked, chunks: Runs, duty: Duty, turn: &mut Turn<'_>) {
+    fn read_for(&mut self, asked: &Asked, chunks: Runs, others: ForOthers, turn: &mut Turn<'_>) {
         let read = read_of(asked.claim);
         let deadline = turn.now + self.limits.claim_patience;
-        self.read_as(read, asked.layer, chunks, asked.class, Some(duty), deadline, turn);
+        self.read_as(read, asked.layer, chunks, asked.class, Some(others), deadline, turn);
     }
 
     /// A read for a claim has failed: what it did not get is lacking, or left to claimants when it was found out that the

@@ -6,11 +6,10 @@ use hermes_image::ids::DiffId;
 use hermes_image::runs::Runs;
 
 use super::desk::Asked;
-use super::table::{Layer, Lookup, Read};
+use super::table::{ForOthers, Layer, Lookup, Read};
 use super::{Flight, Turn};
 use crate::class::Class;
 use crate::event::{Action, AskId, Event, FailReason, OriginNo, PeerNo, ReadId, Source, Want};
-use crate::members::Duty;
 use crate::peers::Readiness;
 use crate::time::{Duration, Instant};
 
@@ -284,7 +283,7 @@ impl Flight {
         layer: DiffId,
         chunks: Runs,
         class: Class,
-        acts_for: Option<Duty>,
+        others: Option<ForOthers>,
         deadline: Instant,
         turn: &mut Turn<'_>,
     ) {
@@ -315,13 +314,15 @@ impl Flight {
             needs: chunks,
             missing: missing.clone(),
             class,
-            acts_for,
+            acts_for: others.map(|others| others.duty),
             since: turn.now,
             deadline,
             place: 0,
             rest: None,
         };
-        self.reads.insert(id, read);
+        // What many wait for comes before what this node prefetches for itself; who comes back was told of others who have it.
+        let first = others.is_some_and(|others| !others.again);
+        self.reads.insert(id, read, first && class == Class::Prefetch);
         match class {
             Class::Demand => self.dirty = true,
             Class::Prefetch => self.stir_chunks(layer, &missing),

@@ -92,11 +92,11 @@ impl Flight {
     }
 
     fn lacks(&mut self, ask: &Ask, chunks: &Runs, turn: &mut Turn<'_>) {
-        if let (Source::Peer(peer), Want::Owner { .. }) = (ask.source, ask.want) {
-            self.owner_failed(ask, peer, ErrorClass::Local);
-        }
-        if matches!(ask.source, Source::Peer(_)) {
-            self.named_in_vain(ask.layer, chunks);
+        if let Source::Peer(peer) = ask.source {
+            match ask.want {
+                Want::Owner { .. } => self.owner_failed(ask, peer, ErrorClass::Local),
+                Want::Here => self.named_in_vain(ask.layer, chunks),
+            }
         }
         let Some(layer) = self.layers.get_mut(&ask.layer) else { return };
         match ask.source {

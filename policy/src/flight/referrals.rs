@@ -35,7 +35,7 @@ impl Flight {
                 other.peer != peer && !tried.contains(&other.peer) && other.has(turn.now, limits).contains(first)
             };
             let mut others: Vec<&Claimant> = book.claimants.iter().filter(can_give).collect();
-            if others.is_empty() || !again && book.is_served_here(first, limits) {
+            if others.is_empty() || !again && book.is_served_here(first, others.len(), limits) {
                 left.insert(first..first + 1);
                 chunks.remove(first..first + 1);
                 continue;
@@ -134,6 +134,9 @@ impl Flight {
             book.note_sent(*peer, &same, &peers, turn.now);
             rule(*id, Ruling::Refer { chunks: same, peers }, turn);
             rule(*id, Ruling::Give(left), turn);
+        }
+        for (_, id, ..) in waiting {
+            self.end_if_settled(id);
         }
     }
 

@@ -25,6 +25,14 @@ use super::prefetching::Quiet;
 use super::resting::Rest;
 use super::waiters::Waiters;
 
+/// Another node's want that this node acts on as an owner.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ForOthers {
+    pub(super) duty: Duty,
+    /// The claimant was answered before, and comes back.
+    pub(super) again: bool,
+}
+
 /// A read that waits.
 #[derive(Debug, Clone)]
 pub(super) struct Read {
@@ -458,6 +466,9 @@ impl OriginRecord {
     }
 }
 
+/// Places of reads behind those that came first.
+const BEHIND: u64 = 1 << 63;
+
 /// The waiting reads, by name, by place in their queue, and by deadline.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Reads {
@@ -471,9 +482,9 @@ pub(super) struct Reads {
 }
 
 impl Reads {
-    /// Puts a read at the end of the queue of its class.
-    pub(super) fn insert(&mut self, id: ReadId, mut read: Read) {
-        read.place = self.next_place;
+    /// Puts a read at the end of the queue of its class, or behind those that came `first`.
+    pub(super) fn insert(&mut self, id: ReadId, mut read: Read, first: bool) {
+        read.place = self.next_place | if first { 0 } else { BEHIND };
         self.next_place += 1;
         self.prefetch += usize::from(read.class == Class::Prefetch);
         *self.waiting_of.entry((read.class, read.layer)).or_default() += 1;
